@@ -1,0 +1,67 @@
+"""The contract of every stage: what a stream yields and what an objective returns.
+
+A stage is a stream of batches and an objective; the trainer knows these three types and nothing
+else of either. Shapes: B rows, T positions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Batch(NamedTuple):
+    """Rows that go through the model together."""
+
+    tokens: Tensor
+    """(B, T) int64."""
+    targets: Tensor
+    """(B, T) int64, already shifted: what follows `tokens[b, t]`."""
+    mask: Tensor
+    """(B, T) bool: True where the target counts."""
+    segments: Tensor | None
+    """(B, T) int32: the document of a position, -1 on padding; positions restart at every
+    segment. None: every row is one segment."""
+    columns: dict[str, Tensor]
+    """Leading dimension B: reference log-probabilities, advantages and the like."""
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Rows `start` to `stop`, as views."""
+        return Batch(*(_map(value, lambda tensor: tensor[start:stop]) for value in self))
+
+    def to(self, device: object) -> Batch:
+        """The same batch on a device; asynchronous where the memory allows it."""
+        return Batch(
+            *(_map(value, lambda tensor: tensor.to(device, non_blocking=True)) for value in self)
+        )
+
+
+class Loss(NamedTuple):
+    """What an objective says of a batch."""
+
+    total: Tensor
+    """() the SUM over what counts; the trainer divides once, by the count of the whole step."""
+    metrics: dict[str, Tensor]
+    """Each (2,): a sum and its count, detached, reduced over micro-steps and ranks as the loss
+    is. Never an average: averages of averages are wrong as soon as counts differ."""
+
+
+class Objective(nn.Module):
+    """What a stage minimizes. May own parameters (a value or reward head)."""
+
+    def count(self, batch: Batch) -> Tensor:
+        """() how many tokens, pairs or completions of `batch` count; needs no forward pass."""
+        raise NotImplementedError
+
+    def forward(self, model: nn.Module, batch: Batch) -> Loss:
+        """The summed loss, with exactly one call of `model`, so that a wrapper can hold it."""
+        raise NotImplementedError
+
+
+def _map(value: Tensor | dict[str, Tensor] | None, change):
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        return {name: change(tensor) for name, tensor in value.items()}
+    return change(value)

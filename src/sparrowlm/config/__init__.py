@@ -1,0 +1,33 @@
+"""The settings of a recipe: their schema, their file format and their derived values."""
+
+from sparrowlm.config.load import dump_recipe, load_recipe, recipe_from_dict
+from sparrowlm.config.resolve import resolve_model
+from sparrowlm.config.schema import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    InitConfig,
+    ModelConfig,
+    OptimConfig,
+    Recipe,
+    SamplesConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "EvalConfig",
+    "InitConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "Recipe",
+    "SamplesConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+    "dump_recipe",
+    "load_recipe",
+    "recipe_from_dict",
+    "resolve_model",
+]

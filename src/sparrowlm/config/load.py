@@ -1,0 +1,169 @@
+"""TOML to a frozen recipe, strictly, and back.
+
+All faults of a file are reported together, each with its line and, for an unknown key, the
+nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+import types
+import typing
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from sparrowlm.config.schema import Recipe
+from sparrowlm.errors import ConfigError
+
+
+def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read a recipe file.
+
+    Args:
+        path: a TOML file.
+        overrides: `{"model.n_layers": 4}`, put over the file's values before they are checked.
+
+    Raises:
+        ConfigError: no such file, not TOML, or any key or value that does not fit.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as fault:
+        raise ConfigError("no such recipe", where=str(path), fix=_nearby(path)) from fault
+    except (OSError, UnicodeDecodeError) as fault:
+        raise ConfigError(f"cannot be read: {fault}", where=str(path)) from fault
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as fault:
+        raise ConfigError(f"is not TOML: {fault}", where=str(path)) from fault
+    for key, value in (overrides or {}).items():
+        _put(values, key.split("."), value)
+    return recipe_from_dict(values, source=str(path), text=text)
+
+
+def recipe_from_dict(values: dict[str, Any], *, source: str = "", text: str = "") -> Recipe:
+    """A recipe from nested dictionaries; `text` lets faults name their lines."""
+    faults: list[str] = []
+    recipe = _build(Recipe, values, "", faults, _lines(text))
+    if faults:
+        head = f"{len(faults)} faults" if len(faults) > 1 else faults[0]
+        more = "".join(f"\n  - {fault}" for fault in faults) if len(faults) > 1 else ""
+        raise ConfigError(head + more, where=source)
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """TOML that `load_recipe` reads back as an equal value."""
+    lines: list[str] = []
+    tables: list[str] = []
+    for field in fields(recipe):
+        value = getattr(recipe, field.name)
+        if is_dataclass(value):
+            inner = [
+                f"{_key(entry.name)} = {_toml(getattr(value, entry.name))}"
+                for entry in fields(value)
+            ]
+            tables += ["", f"[{_key(field.name)}]", *inner]
+        else:
+            lines.append(f"{_key(field.name)} = {_toml(value)}")
+    return "\n".join(lines + tables) + "\n"
+
+
+def _key(name: str) -> str:
+    """`from_` stands for the key `from`, which Python keeps for itself."""
+    return name.rstrip("_")
+
+
+def _build(kind: type, values: Any, prefix: str, faults: list[str], lines: dict[str, int]) -> Any:
+    """One dataclass from a dictionary; faults are collected, and defaults stand in for them."""
+    if not isinstance(values, dict):
+        faults.append(f"{prefix.rstrip('.')} must be a table, not {values!r}")
+        return kind()
+    hints = get_type_hints(kind)
+    known = {_key(field.name): field.name for field in fields(kind)}
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        where = f"line {lines[prefix + key]}: " if prefix + key in lines else ""
+        if key not in known:
+            faults.append(f"{where}unknown key {prefix}{key}{near_miss(key, known)}")
+        elif is_dataclass(hints[known[key]]):
+            inner = typing.cast(type, hints[known[key]])
+            arguments[known[key]] = _build(inner, value, f"{prefix}{key}.", faults, lines)
+        else:
+            try:
+                arguments[known[key]] = _convert(hints[known[key]], value)
+            except ValueError as fault:
+                faults.append(f"{where}{prefix}{key} {fault}")
+    return kind(**arguments)
+
+
+def near_miss(key: str, known: typing.Iterable[str]) -> str:
+    """`; did you mean x?` or the whole list where nothing is near."""
+    known = list(known)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    """`value` as `hint` wants it.
+
+    Raises:
+        ValueError: it does not fit; the message continues "<key> …".
+    """
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            choices = [str(choice) for choice in get_args(hint)]
+            raise ValueError(f"is {value!r}; choose from {', '.join(choices)}")
+        return value
+    if get_origin(hint) is tuple:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            raise ValueError(f"is {value!r}, and must be a list")
+        return tuple(_convert(get_args(hint)[0], item) for item in items)
+    if isinstance(hint, types.UnionType):
+        raise TypeError(f"the schema's unions have no reader yet: {hint}")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise ValueError(f"is {value!r}, and must be of type {hint.__name__}")
+    return value
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for key in path[:-1]:
+        values = values.setdefault(key, {})
+    values[path[-1]] = value
+
+
+def _lines(text: str) -> dict[str, int]:
+    """Where each `table.key` of a TOML text stands, by a plain reading of its lines."""
+    places: dict[str, int] = {}
+    table = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if stripped.startswith("[") and "]" in stripped and "=" not in stripped:
+            table = stripped.strip("[]").split("]")[0].strip() + "."
+        elif "=" in stripped and not stripped.startswith("#"):
+            places.setdefault(table + stripped.split("=")[0].strip(), number)
+    return places
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, str):
+        # A JSON string is a TOML string, but for DEL, which TOML wants escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    return repr(value)
+
+
+def _nearby(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path("recipes")
+    names = [entry.name for entry in sorted(folder.glob("*.toml"))] if folder.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.3)
+    return f"did you mean {folder / close[0]}?" if close else "give the path of a TOML file"

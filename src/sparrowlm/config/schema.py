@@ -1,0 +1,152 @@
+"""Every setting of a recipe, as frozen values; free of torch.
+
+A comment behind a field is its help text, and `sparrow train RECIPE --help` prints it. Zero or an
+empty string in a field marked "derived" means that `config.resolve` fills it in; code past that
+point sees only resolved values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Norm = Literal["rms", "layer"]
+Positions = Literal["rope", "learned"]
+Mlp = Literal["swiglu", "reglu", "gelu", "gelu_tanh", "relu", "relu2"]
+GATED: tuple[str, ...] = ("swiglu", "reglu")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of the Transformer. The default is Qwen3's."""
+
+    vocab_size: int = 0  # Rows of the embedding table; derived: the tokenizer's size
+    d_model: int = 256  # Width of the residual stream
+    n_layers: int = 4  # Blocks
+    n_heads: int = 4  # Query heads
+    n_kv_heads: int = 0  # Key-value heads; derived: as many as n_heads
+    head_dim: int = 0  # Width of one head; derived: d_model / n_heads
+    d_ff: int = 0  # Width of the MLP; derived: 8/3 d_model if gated, else 4 d_model
+    max_seq_len: int = 256  # Longest context, in tokens
+    norm: Norm = "rms"  # RMSNorm or LayerNorm
+    positions: Positions = "rope"  # Rotary or learned absolute positions
+    mlp: Mlp = "swiglu"  # swiglu and reglu are gated; gelu is exact, gelu_tanh is GPT-2's
+    qk_norm: bool = True  # RMSNorm over each query and key head before rotation
+    bias: bool = False  # Biases in linear layers and LayerNorm
+    tie_embeddings: bool = True  # One table for embedding and head
+    rope_theta: float = 10000.0  # Base of the rotary frequencies
+    norm_eps: float = 1e-6  # Added to the variance in every norm
+    dropout: float = 0.0  # On embeddings, attention weights and each residual branch
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Where the vocabulary comes from. A prepared dataset brings its own."""
+
+    kind: Literal["bpe", "chars", "bytes", "gpt2", "folder"] = "bpe"  # bpe and chars are trained on the data
+    path: str = ""  # folder: a Hugging Face tokenizer; gpt2: its files or a tiktoken cache
+    vocab_size: int = 6400  # bpe: entries, special tokens included
+    pattern: Literal["qwen2", "gpt2"] = "qwen2"  # bpe: how text is cut before merging
+    character_budget: int = 200_000_000  # bpe: characters looked at in training, evenly over the input
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on."""
+
+    path: tuple[str, ...] = ()  # Files, folders, globs; a prepared dataset; a train.bin/val.bin folder
+    text_key: str = "text"  # Key of the text in a JSON row
+    encoding: str = "utf-8"  # Of plain text files
+    document_separator: str = ""  # A string that parts documents inside a plain file
+    split: Literal["hash", "tail"] = "hash"  # By document hash, or the tail by position as nanoGPT does
+    val_fraction: float = 0.1  # Share held out
+    skip_bad: bool = False  # Count and list bad rows instead of stopping
+    document_mask: bool = False  # Attention and positions restart at every document
+    token_dtype: Literal["uint16", "uint32"] = "uint16"  # Of a headerless train.bin
+    workers: int = 0  # Processes that prepare text; 0: one per core
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how much at once, and on what."""
+
+    length: str = "1000 steps"  # "2000 steps", "1 epoch", "300M tokens" or "3 minutes"
+    seq_len: int = 0  # Tokens in a row; derived: model.max_seq_len
+    batch_tokens: int = 16384  # Tokens per step over all devices and micro-steps
+    micro_batch_size: int = 0  # Rows per forward pass per device; derived from memory
+    seed: int = 1337  # Of weights, data order and dropout
+    device: str = "auto"  # auto, cpu, cuda or mps
+    precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"  # Of matrix products
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile where it saves more than it costs
+    activation_checkpointing: bool = False  # Recompute each block in the backward pass: less memory, a third more time
+    max_bad_steps: int = 10  # Non-finite steps in a row that end the run
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer and its schedule."""
+
+    name: Literal["muon", "adamw"] = "muon"  # Muon for matrices with AdamW for the rest, or AdamW for all
+    lr: float = 3e-3  # Peak learning rate of AdamW
+    muon_lr: float = 0.02  # Peak learning rate of Muon
+    beta1: float = 0.9  # AdamW's first moment
+    beta2: float = 0.95  # AdamW's second moment
+    eps: float = 1e-8  # AdamW's epsilon
+    momentum: float = 0.95  # Muon's momentum
+    weight_decay: float = 0.1  # On matrices; never on norms and biases
+    clip_norm: float = 1.0  # Largest gradient norm; 0: none
+    schedule: Literal["cosine", "wsd"] = "cosine"  # Cosine, or warmup-stable-decay (linear cooldown)
+    warmup_steps: int = 100  # Steps of linear warm-up
+    cooldown: float = 0.3  # wsd: share of the run that cools down
+    floor: float = 0.1  # Final learning rate as a share of the peak
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How the held-out split is measured."""
+
+    every: str = "250 steps"  # "250 steps" or "20 seconds"; the last step is always measured
+    windows: int = 0  # Rows measured, evenly over the split; 0: the whole split
+    micro_batch_size: int = 0  # Rows per forward pass; derived: that of training
+
+
+@dataclass(frozen=True)
+class SamplesConfig:
+    """What the model writes while it trains."""
+
+    every: str = "500 steps"  # "500 steps" or "30 seconds"; "" for never
+    prompts: tuple[str, ...] = ("",)  # One sample for each
+    max_tokens: int = 120  # Longest sample
+    temperature: float = 0.8  # 0 is greedy
+    top_k: int = 50  # Keep the k likeliest tokens; 0: all
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept."""
+
+    every: str = "500 steps"  # "500 steps" or "60 seconds"; the last step is always kept
+    keep_last: int = 2  # The newest K, besides the best
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """Where the weights start."""
+
+    from_: str = ""  # A run whose weights to start from; empty: random
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One file, one run."""
+
+    stage: Literal["pretrain"] = "pretrain"  # Which stream and which objective
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    init: InitConfig = field(default_factory=InitConfig)
