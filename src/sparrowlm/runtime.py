@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,6 +164,40 @@ def derived_seed(*parts: int) -> int:
         state = (state ^ (state >> 27)) * 0x94D049BB133111EB & wide
         state ^= state >> 31
     return state >> 1
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """The matrix-product ceiling: FLOP/s of the best of a few square products.
+
+    The measured stand-in for a data sheet's peak, which on most CPUs nobody can look up.
+
+    Args:
+        device: where to multiply.
+        dtype: of both factors.
+        seconds: how long to measure in all.
+    """
+    best, sizes = 0.0, (1024, 2048, 4096) if device.type == "cuda" else (512, 1024)
+    for size in sizes:
+        left = torch.randn(size, size, device=device).to(dtype)
+        right = torch.randn(size, size, device=device).to(dtype)
+        left @ right
+        synchronize(device)
+        began, done = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds / len(sizes) or done < 3:
+            for _ in range(8 if device.type != "cpu" else 1):
+                left @ right
+                done += 1
+            synchronize(device)
+            best = max(best, 2 * size**3 * done / (time.perf_counter() - began))
+    return best
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def machine() -> dict[str, str | int]:
