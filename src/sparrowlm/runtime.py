@@ -96,7 +96,7 @@ def _device(name: str, local_rank: int) -> torch.device:
         raise EnvironmentFault(
             f"this machine has no usable {device.type}",
             where="train.device",
-            fix="train.device = \"auto\" takes what there is; `sparrow doctor` shows it",
+            fix='train.device = "auto" takes what there is; `sparrow doctor` shows it',
         )
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", local_rank)
@@ -221,3 +221,123 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def memory_bytes() -> tuple[int, int]:
+    """(total, available) bytes of main memory; a container's limit counts. Zeros where unknown.
+
+    Available is what a new process could take without swapping: caches that the system gives
+    back are part of it.
+    """
+    if sys.platform == "win32":
+        return _windows_memory()
+    if sys.platform == "darwin":
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return total, total * _darwin_free_percent() // 100
+    facts = _kib_table(Path("/proc/meminfo"))
+    total, available = facts.get("MemTotal", 0), facts.get("MemAvailable", 0)
+    limit, used = _container_memory()
+    return (
+        (min(total, limit), min(available, max(limit - used, 0))) if limit else (total, available)
+    )
+
+
+def peak_memory_bytes(device: torch.device | None = None) -> int:
+    """The most memory held so far: of a CUDA device by this process's tensors, else of this
+    process in main memory. 0 where the system does not say."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return _windows_peak()
+    # Linux hands ru_maxrss of whoever started a process down to it; VmHWM is its own.
+    own = _kib_table(Path("/proc/self/status")).get("VmHWM", 0)
+    if own:
+        return own
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
+
+
+def _kib_table(path: Path) -> dict[str, int]:
+    """The `Name:  123 kB` lines of a /proc file, in bytes; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    rows = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
+    return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if row[2:] == ["kB"]}
+
+
+def _container_memory() -> tuple[int, int]:
+    """(limit, used) of this control group, version 2 or 1; (0, 0) where none limits."""
+    for folder, limit_name, used_name, cache in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        (
+            "/sys/fs/cgroup/memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ):
+        try:
+            limit = (Path(folder) / limit_name).read_text(encoding="ascii").strip()
+            used = int((Path(folder) / used_name).read_text(encoding="ascii"))
+            stat = (Path(folder) / "memory.stat").read_text(encoding="ascii").split()
+        except (OSError, ValueError):
+            continue
+        if limit.isdigit() and int(limit) < 1 << 60:  # version 1 says "none" as 2^63 less a page
+            cached = int(stat[stat.index(cache) + 1]) if cache in stat else 0
+            return int(limit), max(used - cached, 0)
+    return 0, 0
+
+
+def _darwin_free_percent() -> int:
+    """What `memory_pressure` prints as the system-wide free percentage."""
+    import ctypes
+
+    level, size = ctypes.c_int(0), ctypes.c_size_t(4)
+    call = ctypes.CDLL(None).sysctlbyname
+    failed = call(b"kern.memorystatus_level", ctypes.byref(level), ctypes.byref(size), None, 0)
+    return 0 if failed else level.value
+
+
+def _windows_memory() -> tuple[int, int]:
+    """GlobalMemoryStatusEx."""
+    if sys.platform != "win32":
+        return 0, 0
+    import ctypes
+
+    names = ["total", "available", "page", "page_free", "virtual", "virtual_free", "extended"]
+
+    class Status(ctypes.Structure):
+        _fields_ = [
+            ("length", ctypes.c_uint32),
+            ("load", ctypes.c_uint32),
+            *((name, ctypes.c_uint64) for name in names),
+        ]
+
+    status = Status(length=ctypes.sizeof(Status))
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+    return status.total, status.available
+
+
+def _windows_peak() -> int:
+    """PeakWorkingSetSize of GetProcessMemoryInfo."""
+    if sys.platform != "win32":
+        return 0
+    import ctypes
+
+    class Counters(ctypes.Structure):
+        _fields_ = [
+            ("size", ctypes.c_uint32),
+            ("faults", ctypes.c_uint32),
+            ("peak", ctypes.c_size_t),
+            *((f"other_{number}", ctypes.c_size_t) for number in range(7)),
+        ]
+
+    counters = Counters(size=ctypes.sizeof(Counters))
+    kernel = ctypes.windll.kernel32
+    kernel.GetCurrentProcess.restype = ctypes.c_void_p
+    kernel.K32GetProcessMemoryInfo.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32]
+    own = kernel.GetCurrentProcess()
+    kernel.K32GetProcessMemoryInfo(own, ctypes.byref(counters), counters.size)
+    return counters.peak
