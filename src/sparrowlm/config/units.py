@@ -69,3 +69,52 @@ def parse_bytes(text: str, *, key: str) -> int:
     if found is None or found[2].upper() not in _BYTES:
         raise ConfigError(f'"{text}" is not a size', where=key, fix='write "4GB" or "512MiB"')
     return int(float(found[1]) * _BYTES[found[2].upper()])
+
+
+def show_count(amount: float) -> str:
+    """A number in three digits.
+
+    >>> [show_count(n) for n in (0.5, 950, 21_400, 26_878_464, 3e12)]
+    ['0.5', '950', '21.4k', '26.9M', '3T']
+    """
+    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(amount) >= scale * 0.9995:
+            return f"{amount / scale:.3g}{letter}"
+    return f"{amount:.3g}"
+
+
+def show_bytes(amount: float) -> str:
+    """A size in powers of ten.
+
+    >>> [show_bytes(n) for n in (512, 53_760_000, 4e9)]
+    ['512 B', '53.8 MB', '4 GB']
+    """
+    for scale, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(amount) >= scale * 0.9995:
+            return f"{amount / scale:.3g} {name}"
+    return f"{amount:.0f} B"
+
+
+def show_clock(seconds: float) -> str:
+    """A time as a clock shows it.
+
+    >>> [show_clock(s) for s in (7, 62, 4325)]
+    ['0:07', '1:02', '1:12:05']
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def show_duration(seconds: float) -> str:
+    """A time as a sentence says it.
+
+    >>> [show_duration(s) for s in (0.25, 52, 182, 4325)]
+    ['0.25 s', '52 s', '3 min 2 s', '1 h 12 min']
+    """
+    if seconds < 9.95:
+        return f"{seconds:.2g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
