@@ -1,0 +1,250 @@
+"""A run folder, written and read.
+
+    config.toml  summary.json  machine.json  metrics.jsonl  samples.jsonl  report.html  loss.png
+    tokenizer/
+    checkpoints/
+      step-00001000/{model.safetensors, trainer.safetensors, state.json, manifest.json}
+      best.json  last.json          each names a step
+
+A checkpoint appears under its name complete or not at all, so the newest folder that verifies is
+the one to resume from; `last.json` and `best.json` only say what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sparrowlm import files
+from sparrowlm.config import Recipe, load_recipe
+from sparrowlm.errors import EnvironmentFault, RunError
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run knows beside its tensors; `state.json`."""
+
+    step: int = 0  # Updates applied or skipped so far
+    tokens: int = 0  # Tokens gone through
+    seconds: float = 0.0  # Wall time spent, over all sittings
+    skipped: int = 0  # Steps left out because a loss or gradient was not finite
+    skipped_in_a_row: int = 0
+    micro_batch_size: int = 0  # As memory allowed
+    total_steps: int = 0  # Length of the run; 0 while a run of minutes has not decided
+    cooldown_steps: int = 0
+    loss_scale: float = 1.0  # float16 only
+    loss_scale_age: int = 0  # Steps since the scale last changed
+    best_step: int = 0  # 0: never measured
+    best_val_loss: float | None = None
+    threads: int = 0  # Results are bit-equal for the same number
+    world_size: int = 1
+    data_fingerprint: str = ""
+    tokenizer_fingerprint: str = ""
+    log_bytes: dict[str, int] = field(default_factory=dict)  # Where each log stood
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One saved step."""
+
+    state: State
+    model: dict[str, Tensor]
+    trainer: dict[str, Tensor]
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder; created by `create`.
+    """
+
+    LOGS = ("metrics.jsonl", "samples.jsonl")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+
+    def create(self) -> None:
+        """Make the folder; what killed writers left in it is removed.
+
+        A new run shows its metrics and samples from the start, empty.
+        """
+        with files.disk_faults(self.path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            files.sweep(self.path)
+            files.sweep(self.checkpoints)
+            for name in self.LOGS:
+                (self.path / name).touch()
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / "config.toml").is_file()
+
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return load_recipe(self.path / "config.toml")
+
+    def steps(self) -> list[int]:
+        """The steps that were saved, in order."""
+        names = [path.name for path in self.checkpoints.glob("step-*") if path.is_dir()]
+        return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+
+    def folder(self, step: int) -> Path:
+        """Where the checkpoint of `step` is or will be."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    def save(self, checkpoint: Checkpoint, keep_last: int) -> None:
+        """Write a checkpoint, name it in `last.json` and `best.json`, drop old ones."""
+        state = checkpoint.state
+        final = self.folder(state.step)
+        with files.publish(final, replace=True) as work:
+            _save_tensors(checkpoint.model, work / "model.safetensors")
+            _save_tensors(checkpoint.trainer, work / "trainer.safetensors")
+            files.write_json(work / "state.json", asdict(state))
+        self.point(state)
+        for step in self.steps()[:-keep_last]:
+            if step != state.best_step:
+                _remove(self.folder(step))
+
+    def point(self, state: State) -> None:
+        """Write `last.json` and `best.json`."""
+        files.write_json(self.checkpoints / "last.json", {"step": state.step})
+        if state.best_step:
+            best = {"step": state.best_step, "val_loss": state.best_val_loss}
+            files.write_json(self.checkpoints / "best.json", best)
+
+    def newest(self) -> int:
+        """The newest step whose files equal its manifest; 0 where there is none.
+
+        Raises:
+            RunError: checkpoints exist, and none of them verifies.
+        """
+        steps = self.steps()
+        fault: RunError | None = None
+        for step in reversed(steps):
+            try:
+                files.verify(self.folder(step))
+                return step
+            except RunError as problem:
+                fault = problem
+        if fault is not None:
+            raise fault
+        return 0
+
+    def best(self) -> int:
+        """The step to use a finished run at: the best measured one, else the newest.
+
+        Raises:
+            RunError: nothing was saved here.
+        """
+        pointer = self.checkpoints / "best.json"
+        step = files.read_json(pointer)["step"] if pointer.is_file() else 0
+        step = step if step in self.steps() else self.newest()
+        if not step:
+            fix = "train it first" if not self.exists else "let it train until it saves"
+            raise RunError("holds no checkpoint", where=str(self.path), fix=fix)
+        return step
+
+    def load(self, step: int) -> Checkpoint:
+        """Read a checkpoint onto the CPU.
+
+        Raises:
+            RunError: a file is missing or differs from its manifest.
+        """
+        folder = self.folder(step)
+        files.verify(folder)
+        return Checkpoint(
+            state=_state(files.read_json(folder / "state.json"), folder),
+            model=load_file(folder / "model.safetensors"),
+            trainer=load_file(folder / "trainer.safetensors"),
+        )
+
+    def append(self, log: str, row: dict[str, Any]) -> None:
+        """Add a row to a log. It is in the file at once, and on the disk at the next checkpoint."""
+        path = self.path / log
+        with files.disk_faults(path), path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def log_bytes(self) -> dict[str, int]:
+        """How long each log is, once it is on the disk."""
+        sizes = {}
+        for name in self.LOGS:
+            with (self.path / name).open("ab") as file:
+                os.fsync(file.fileno())
+                sizes[name] = file.tell()
+        return sizes
+
+    def cut_logs(self, sizes: dict[str, int]) -> None:
+        """Cut the logs back to where a checkpoint left them; to nothing where it says nothing."""
+        for name in self.LOGS:
+            os.truncate(self.path / name, sizes.get(name, 0))
+
+    def rows(self, log: str) -> Iterator[dict[str, Any]]:
+        """The rows of a log; a last line that a kill cut short is left out."""
+        path = self.path / log
+        if not path.is_file():
+            return
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+
+def find_run(path: Path) -> tuple[RunFolder, int]:
+    """A run folder and a step from what a person typed: a run, or one of its checkpoints.
+
+    Raises:
+        RunError: neither.
+    """
+    if path.name.startswith("step-") and (path / "state.json").is_file():
+        return RunFolder(path.parent.parent), int(path.name[5:])
+    run = RunFolder(path)
+    if not run.exists:
+        raise RunError("is not a run folder", where=str(path), fix="give the folder of --out")
+    return run, run.best()
+
+
+def _state(values: dict[str, Any], folder: Path) -> State:
+    known = {entry.name for entry in fields(State)}
+    if unknown := set(values) - known:
+        raise RunError(
+            f"has unknown entries {sorted(unknown)}",
+            where=str(folder / "state.json"),
+            fix="it was written by a newer version; update this one",
+        )
+    return State(**values)
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(plain, path)
+    except SafetensorError as fault:
+        # The library words the system's error; 28 is ENOSPC.
+        if "os error 28" in str(fault):
+            raise EnvironmentFault(
+                "no space left on the device",
+                where=str(path.parent.parent),
+                why="the checkpoint before this one is kept",
+                fix="free some space, then run the same command with --resume",
+            ) from fault
+        raise
+
+
+def _remove(folder: Path) -> None:
+    """Drop a checkpoint: out of sight in one rename, then file by file."""
+    aside = folder.with_name(f"{files.TEMPORARY}{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,7 @@
+"""Which parameter is stepped how, by what rule, and at what rate."""
+
+from sparrowlm.optim.groups import Optimizers, build_optimizers
+from sparrowlm.optim.muon import Muon
+from sparrowlm.optim.schedule import Schedule
+
+__all__ = ["Muon", "Optimizers", "Schedule", "build_optimizers"]
