@@ -1,0 +1,1 @@
+"""The Transformer and what belongs to it: attention, cache, head, counts."""

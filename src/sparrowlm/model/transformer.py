@@ -1,0 +1,313 @@
+"""The Transformer, read top to bottom.
+
+One decoder whose configuration spans what people train: GPT-2, Llama and Qwen3 are settings of it.
+
+    tokens ─ embed ─┬─ norm ─ attention ─(+)─┬─ norm ─ mlp ─(+)─ … ─ norm ─ hidden (─ head ─ logits)
+                    └─────────────────────┘  └─────────────┘
+
+No loss, no optimizer and no device of its own: it computes where its parameters are.
+
+Shapes: B rows, T positions, S keys, D the model's width, N query heads, K key-value heads, H the
+width of a head, F the width of the MLP, V the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sparrowlm.config import ModelConfig
+from sparrowlm.config.schema import GATED
+from sparrowlm.errors import UserError
+from sparrowlm.model.attention import cached_attention, causal_attention
+from sparrowlm.model.cache import KVCache, Window
+
+
+class Output(NamedTuple):
+    """What a forward pass returns."""
+
+    hidden: Tensor
+    """(B, T, D), after the last norm."""
+    router: Tensor | None = None
+    """Balance terms of the experts; None without experts."""
+
+
+class Place(NamedTuple):
+    """Where the positions of a pass stand: the same for every layer."""
+
+    rotary: tuple[Tensor, Tensor] | None
+    """Cosines and sines, each (B or 1, T, 1, H)."""
+    documents: Tensor | None
+    """(B, T) the number of a position's document in its row; None: a row is one document."""
+    cache: KVCache | None
+    window: Window | None
+    """Where the tokens stand in the cache."""
+
+
+class Transformer(nn.Module):
+    """Tokens to hidden states.
+
+    Args:
+        config: a resolved shape (`config.resolve_model`).
+        activation_checkpointing: keep only the input of each block and compute the rest again in
+            the backward pass: far less memory for about a third more time.
+
+    The parameters are not usable before `init_weights` or `load_state_dict`.
+
+    >>> model = Transformer(resolve_model(ModelConfig(vocab_size=6400)))
+    >>> model.init_weights(seed=1337)
+    >>> model.logits(model(tokens).hidden).shape  # tokens (2, 16)
+    torch.Size([2, 16, 6400])
+    """
+
+    def __init__(self, config: ModelConfig, *, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = activation_checkpointing
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        if config.positions == "learned":
+            self.positions = nn.Embedding(config.max_seq_len, config.d_model)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = make_norm(config, config.d_model)
+        if not config.tie_embeddings:
+            self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D) the tied table, or the head's own."""
+        return self.embed.weight if self.config.tie_embeddings else self.head.weight
+
+    def forward(
+        self,
+        tokens: Tensor,
+        segments: Tensor | None = None,
+        cache: KVCache | None = None,
+        counts: Sequence[int] | Tensor | None = None,
+    ) -> Output:
+        """Hidden states of tokens.
+
+        Args:
+            tokens: (B, T) int64.
+            segments: (B, T) int32, the document of each position: a run of equal numbers sees
+                nothing outside of it, and its positions start at 0.
+            cache: continue the sequences that it holds, row b in slot b, and append to them.
+                Never together with `segments`.
+            counts: (B,) with a cache, how many tokens of each row are real; the rest is padding
+                on the right, which leaves no trace.
+
+        Raises:
+            UserError: more positions than `max_seq_len`, or than the cache holds.
+        """
+        if cache is not None and segments is not None:
+            raise ValueError("a cache supplies positions, and so do segments: give one of them")
+        place, positions = self._place(tokens, segments, cache, counts)
+        x = self.embed(tokens)  # (B, T, D)
+        if self.config.positions == "learned":
+            x = x + self.positions(positions.clamp(max=self.config.max_seq_len - 1))
+        x = F.dropout(x, self.config.dropout, self.training)
+        for block in self.blocks:
+            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, place, use_reentrant=False)
+            else:
+                x = block(x, place)
+        if cache is not None:
+            cache.advance(tokens.shape[1], counts)
+        return Output(self.norm(x))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., V) of hidden (..., D); for inference. Training goes through `model.head`, which
+        never holds the logits of a whole batch."""
+        return F.linear(hidden, self.head_weight)
+
+    def _place(
+        self,
+        tokens: Tensor,
+        segments: Tensor | None,
+        cache: KVCache | None,
+        counts: Sequence[int] | Tensor | None,
+    ) -> tuple[Place, Tensor]:
+        """What every layer needs to know of the positions, and the positions (B or 1, T)."""
+        config, length = self.config, tokens.shape[1]
+        window, documents = None, None
+        if cache is not None:
+            window = cache.window(length, counts)
+            positions, last = window.positions, window.span
+        else:
+            positions, last = torch.arange(length, device=tokens.device)[None], length
+        if segments is not None:
+            positions, documents = restart(positions, segments)
+        if last > config.max_seq_len:
+            raise UserError(
+                f"{last} positions are more than the model's {config.max_seq_len}",
+                where="model.max_seq_len",
+                fix="use shorter rows, or train with a longer context",
+            )
+        rotary = None
+        if config.positions == "rope":
+            wide = torch.promote_types(self.embed.weight.dtype, torch.float32)
+            rotary = rotary_angles(positions, config.head_dim, config.rope_theta, wide)
+        return Place(rotary, documents, cache, window), positions
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Draw every parameter from `seed`: on the CPU, so the device makes no difference.
+
+        Normal with std 0.02 (GPT-2), but for two: what writes to the residual stream is scaled by
+        1/sqrt(2 n_layers), so that the stream does not grow with depth, and the table that makes
+        the logits has std min(0.02, 0.3/sqrt(D)), so that the first loss is ln(V) at any width.
+        Biases start at 0 and norms at 1.
+
+        Raises:
+            RuntimeError: a parameter that no rule speaks of.
+        """
+        config = self.config
+        generator = torch.Generator().manual_seed(seed)
+        logits_std = min(0.02, 0.3 / math.sqrt(config.d_model))
+        residual_std = 0.02 / math.sqrt(2 * config.n_layers)
+        for name, parameter in self.named_parameters():
+            owner, kind = name.rsplit(".", 2)[-2:]
+            if owner.endswith("norm") and kind == "weight":
+                parameter.fill_(1)
+            elif kind == "bias":
+                parameter.fill_(0)
+            elif parameter is self.head_weight:
+                _normal(parameter, logits_std, generator)
+            elif owner in ("o", "down"):
+                _normal(parameter, residual_std, generator)
+            elif owner in ("embed", "positions", "q", "k", "v", "gate", "up"):
+                _normal(parameter, 0.02, generator)
+            else:
+                raise RuntimeError(f"no rule initializes {name}")
+
+
+class Block(nn.Module):
+    """Attention, then the MLP, each behind a norm and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.attention_norm = make_norm(config, config.d_model)
+        self.attention = Attention(config, layer)
+        self.mlp_norm = make_norm(config, config.d_model)
+        self.mlp = Mlp(config)
+
+    def forward(self, x: Tensor, place: Place) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        x = x + self._drop(self.attention(self.attention_norm(x), place))
+        return x + self._drop(self.mlp(self.mlp_norm(x)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class Attention(nn.Module):
+    """Causal self-attention; several query heads may share a key-value head (Ainslie et al.
+    2023), queries and keys may be normed (Dehghani et al. 2023)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.dropout = layer, config.dropout
+        self.heads = (config.n_heads, config.n_kv_heads, config.head_dim)
+        queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.q = nn.Linear(config.d_model, queries, bias=config.bias)
+        self.k = nn.Linear(config.d_model, keys, bias=config.bias)
+        self.v = nn.Linear(config.d_model, keys, bias=config.bias)
+        self.o = nn.Linear(queries, config.d_model, bias=config.bias)
+        self.q_norm = nn.RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+
+    def forward(self, x: Tensor, place: Place) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
+        n_heads, n_kv_heads, width = self.heads
+        q = self.q(x).unflatten(-1, (n_heads, width))  # (B, T, N, H)
+        k = self.k(x).unflatten(-1, (n_kv_heads, width))  # (B, T, K, H)
+        v = self.v(x).unflatten(-1, (n_kv_heads, width))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if place.rotary is not None:
+            q, k = rotate(q, *place.rotary), rotate(k, *place.rotary)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # norms and angles are wider under autocast
+        if place.cache is not None and place.window is not None:
+            keys, values = place.cache.append(self.layer, k, v, place.window)
+            mixed = cached_attention(q, keys, values, place.window.mask)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            mixed = causal_attention(q, k, v, documents=place.documents, dropout=dropout)
+        return self.o(mixed.flatten(-2))  # (B, T, N, H) to (B, T, D)
+
+
+class Mlp(nn.Module):
+    """Two products with a bend between them, or three where one gates the other (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.kind = config.mlp
+        if config.mlp in GATED:
+            self.gate = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D), by way of (B, T, F)."""
+        match self.kind:
+            case "swiglu":
+                inner = F.silu(self.gate(x)) * self.up(x)
+            case "reglu":
+                inner = F.relu(self.gate(x)) * self.up(x)
+            case "gelu":
+                inner = F.gelu(self.up(x))
+            case "gelu_tanh":
+                inner = F.gelu(self.up(x), approximate="tanh")
+            case "relu":
+                inner = F.relu(self.up(x))
+            case "relu2":
+                inner = F.relu(self.up(x)).square()
+        return self.down(inner)
+
+
+def make_norm(config: ModelConfig, width: int) -> nn.Module:
+    """RMSNorm, or LayerNorm with a bias where the linear layers have one."""
+    if config.norm == "rms":
+        return nn.RMSNorm(width, config.norm_eps)
+    return nn.LayerNorm(width, config.norm_eps, bias=config.bias)
+
+
+def restart(positions: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions (B, T) that start at 0 in every run of equal segments, and the run's number.
+
+    >>> restart(torch.arange(4)[None], torch.tensor([[7, 7, 2, 2]]))
+    (tensor([[0, 1, 0, 1]]), tensor([[0, 0, 1, 1]]))
+    """
+    begins = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0))  # (B, T) True at a run's first
+    first = torch.where(begins, positions, 0).cummax(dim=1).values
+    return positions - first, begins.long().cumsum(dim=1)
+
+
+def rotary_angles(
+    positions: Tensor, width: int, theta: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (B, T, 1, H) by which queries and keys turn (Su et al. 2021).
+
+    The two halves of a head are the coordinates, as in Llama and Qwen. The first half of the
+    sines is negative, so that `rotate` adds only.
+    """
+    pairs = torch.arange(0, width, 2, device=positions.device, dtype=dtype)
+    angles = positions[..., None].to(dtype) * theta ** (-pairs / width)  # (B, T, H/2)
+    cosines, sines = angles.cos(), angles.sin()
+    return torch.cat((cosines, cosines), -1)[:, :, None], torch.cat((-sines, sines), -1)[:, :, None]
+
+
+def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Turn every pair (x[i], x[i + H/2]) of x (B, T, N, H) by its angle."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cosines + torch.cat((second, first), -1) * sines
+
+
+def _normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
+    parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
