@@ -1,0 +1,1 @@
+"""Text: reading documents, cutting them into tokens, and putting tokens back together."""
