@@ -17,7 +17,7 @@ import glob
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +32,8 @@ COMPRESSED = (".gz", ".zst")
 BLOCK = 1 << 20  # bytes read at once
 # A zstd block of a few bytes may stand for 128 KiB, so little is fed at once.
 ZSTD_FEED = 1 << 12
+
+OnRead = Callable[[int], None] | None  # hears how many bytes were taken from the disk
 
 
 class Document(NamedTuple):
@@ -101,7 +103,7 @@ def read_documents(
     """
     path = Path(path)
     if is_json_lines(path):
-        return _read_rows(path, text_key)
+        return read_rows(path, text_key)
     return _read_plain(path, encoding, separator)
 
 
@@ -111,8 +113,8 @@ def has_separator(path: Path | str, encoding: str = "utf-8") -> bool:
     Raises:
         DataError: as `read_documents`.
     """
-    texts = _decode(Path(path), encoding)
-    return any(cut.ends for cut in _cut(texts, END_OF_TEXT, alone_only=True))
+    texts = decode_file(Path(path), encoding)
+    return any(cut.ends for cut in cut_text(texts, END_OF_TEXT, alone_only=True))
 
 
 def _expand(path: str) -> list[Path]:
@@ -165,8 +167,8 @@ def _inner_suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
-    """A file's bytes, decompressed, in pieces.
+def _blocks(path: Path, on_read: OnRead = None) -> Iterator[bytes]:
+    """A file's bytes, decompressed, in pieces; `on_read` hears of those taken from the disk.
 
     Raises:
         DataError: it cannot be read, or what is compressed is damaged or cut off.
@@ -174,14 +176,18 @@ def _blocks(path: Path) -> Iterator[bytes]:
     try:
         match path.suffix.lower():
             case ".gz":
-                with gzip.open(path, "rb") as file:
+                with path.open("rb") as packed, gzip.GzipFile(fileobj=packed) as file:
+                    at = 0
                     while block := file.read(BLOCK):
+                        _tell(on_read, packed.tell() - at)
+                        at = packed.tell()
                         yield block
             case ".zst":
-                yield from _zstd_blocks(path)
+                yield from _zstd_blocks(path, on_read)
             case _:
                 with path.open("rb") as file:
                     while block := file.read(BLOCK):
+                        _tell(on_read, len(block))
                         yield block
     except EOFError as fault:
         raise _truncated(path) from fault
@@ -193,12 +199,13 @@ def _blocks(path: Path) -> Iterator[bytes]:
         raise DataError(f"cannot be read: {fault.strerror or fault}", where=str(path)) from fault
 
 
-def _zstd_blocks(path: Path) -> Iterator[bytes]:
+def _zstd_blocks(path: Path, on_read: OnRead) -> Iterator[bytes]:
     """All frames of a file. The library's own stream reader ends a truncated file in silence."""
     frame = zstandard.ZstdDecompressor().decompressobj()
     inside = False
     with path.open("rb") as file:
         while fed := file.read(ZSTD_FEED):
+            _tell(on_read, len(fed))
             while fed:
                 inside = True
                 block = frame.decompress(fed)
@@ -211,6 +218,11 @@ def _zstd_blocks(path: Path) -> Iterator[bytes]:
                     inside = False
     if inside:
         raise _truncated(path)
+
+
+def _tell(on_read: OnRead, taken: int) -> None:
+    if on_read is not None:
+        on_read(taken)
 
 
 def _truncated(path: Path) -> DataError:
@@ -236,9 +248,10 @@ def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield last
 
 
-def _read_rows(path: Path, text_key: str) -> Iterator[Document | Rejected]:
+def read_rows(path: Path, text_key: str, on_read: OnRead = None) -> Iterator[Document | Rejected]:
+    """`read_documents` of JSON lines."""
     source = str(path)
-    for number, line in enumerate(_lines(_blocks(path)), 1):
+    for number, line in enumerate(_lines(_blocks(path, on_read)), 1):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         row = _row_text(line, text_key)
@@ -287,7 +300,7 @@ def _some(row: dict[str, object]) -> str:
     return ", ".join(names) + (" …" if len(row) > 5 else "") if names else "none"
 
 
-def _decode(path: Path, encoding: str) -> Iterator[str]:
+def decode_file(path: Path, encoding: str, on_read: OnRead = None) -> Iterator[str]:
     r"""A plain file's text in pieces, without its byte order mark, `\r\n` as `\n`."""
     try:
         decoder = codecs.getincrementaldecoder(encoding)()
@@ -296,7 +309,7 @@ def _decode(path: Path, encoding: str) -> Iterator[str]:
             f'"{encoding}" is not an encoding', where="data.encoding", fix="such as utf-8, gb18030"
         ) from fault
     line, held, first = 1, "", True
-    blocks = _blocks(path)
+    blocks = _blocks(path, on_read)
     while True:
         block = next(blocks, b"")
         pending = decoder.getstate()[0]
@@ -324,7 +337,7 @@ def _wrong_encoding(
         f"is not {encoding}: byte 0x{bad}",
         where=f"{path}:{line + at}",
         why=fault.reason,
-        fix=f"name its encoding: data.encoding = \"{_guess(block, encoding)}\"",
+        fix=f'name its encoding: data.encoding = "{_guess(block, encoding)}"',
     )
 
 
@@ -344,7 +357,7 @@ def _guess(block: bytes, tried: str) -> str:
     return "latin-1"
 
 
-class _Cut(NamedTuple):
+class Cut(NamedTuple):
     """A piece of a document, and what it took to come by it."""
 
     text: str
@@ -357,7 +370,7 @@ def _read_plain(path: Path, encoding: str, separator: str) -> Iterator[Document]
     source, found = str(path), False
     parts: list[str] = []
     start = line = 1  # where the document starts; where reading is
-    cuts = _cut(_decode(path, encoding), separator or END_OF_TEXT, alone_only=not separator)
+    cuts = cut_text(decode_file(path, encoding), separator or END_OF_TEXT, alone_only=not separator)
     for cut in cuts:
         parts.append(cut.text)
         line += cut.lines
@@ -375,7 +388,7 @@ def _read_plain(path: Path, encoding: str, separator: str) -> Iterator[Document]
         yield Document(text.removesuffix("\n"), source, start)
 
 
-def _cut(texts: Iterable[str], mark: str, alone_only: bool) -> Iterator[_Cut]:
+def cut_text(texts: Iterable[str], mark: str, alone_only: bool) -> Iterator[Cut]:
     """Cut a text, given in pieces, at every `mark`, or only at those alone on a line.
 
     A mark alone on its line goes with the line end before it and the one after it.
@@ -399,11 +412,11 @@ def _cut(texts: Iterable[str], mark: str, alone_only: bool) -> Iterator[_Cut]:
             scan = after + alone
             line_start = alone or mark.endswith("\n")
             lines = buffer.count("\n", position, scan)
-            yield _Cut(piece.removesuffix("\n") if alone else piece, lines, ends=True)
+            yield Cut(piece.removesuffix("\n") if alone else piece, lines, ends=True)
             position = scan
         rest = max(position, len(buffer) - (0 if final else keep))
         if rest > position:
             piece = buffer[position:rest]
             line_start = piece.endswith("\n")
-            yield _Cut(piece, piece.count("\n"), ends=False)
+            yield Cut(piece, piece.count("\n"), ends=False)
         buffer = buffer[rest:]
