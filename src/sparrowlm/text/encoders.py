@@ -1,0 +1,305 @@
+"""The engines that turn text into ids. All of one vocabulary give the same ids.
+
+`tokenizers` is the reference. tiktoken on the same merges is several times as fast, `gigatoken`
+(optional) far more. A fast engine is used only where it agrees with the reference: see
+`choose_encoder`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from sparrowlm.errors import TokenizerError
+from sparrowlm.text.definition import (
+    BYTE_TO_CHARACTER,
+    CHARACTER_TO_BYTE,
+    PATTERNS,
+    Definition,
+    merges_of,
+    special_ids,
+    split_pattern,
+    vocab_of,
+)
+
+Ids = np.ndarray  # (n,) uint32
+
+# Texts above this are cut where the pattern cuts anyway, so that threads share one large document.
+CHUNK = 1 << 17
+# fancy-regex, inside tiktoken, keeps a state for each character of a run of spaces and gives up
+# at a million of them.
+LONGEST_RUN = 400_000
+SAMPLE_CHARACTERS = 50_000
+# Two languages, and the places where engines differ: runs, contractions, marks, joined emoji.
+SAMPLE = (
+    "The quick brown fox's 3 pups didn't; they'LL jump 12345 times.\r\n\r\n\tif x_1 >= 0:\n"
+    "        return  self.value   \n\n\n    # done ...!!!\u00a0\u3000end  \n"
+    "麻雀虽小，五脏俱全。床前明月光，疑是地上霜！「你好」？１２３ café naïve Ωμέγα Привет"
+    " e\u0301 नमस्ते שלום مرحبا \U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1e8\U0001f1f3"
+    " \u200b\ufeff\u2028x\u0085y\u001c <|endoftext|><think>\x00\x7f\n"
+    + "a" * 300
+    + " " * 300
+    + "=" * 120
+    + "\n" * 40
+    + "ſ'S 'Re\t \t x"
+)
+
+
+class Encoder(Protocol):
+    """Text to ids, specials excepted."""
+
+    name: str
+
+    def encode_batch(self, texts: Sequence[str], threads: int) -> list[Ids]:
+        """One array of ids for each text."""
+        ...
+
+
+class CharacterEncoder:
+    """One id a character."""
+
+    name = "characters"
+
+    def __init__(self, definition: Definition) -> None:
+        self._ids = vocab_of(definition)
+
+    def encode_batch(self, texts: Sequence[str], threads: int) -> list[Ids]:
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: str) -> Ids:
+        ids = self._ids
+        try:
+            return np.fromiter((ids[character] for character in text), np.uint32, len(text))
+        except KeyError:
+            unknown = sorted(set(text) - ids.keys())
+        shown = ", ".join(f"{character!r}" for character in unknown[:5])
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise TokenizerError(
+            f"the vocabulary has no {shown}{more}",
+            why=f"it knows the {len(ids)} characters of the text it was made from",
+            fix="make the vocabulary from all the text, or use one of bytes",
+        )
+
+
+class ByteEncoder:
+    """One id a byte."""
+
+    name = "bytes"
+
+    def encode_batch(self, texts: Sequence[str], threads: int) -> list[Ids]:
+        return [np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.uint32) for text in texts]
+
+
+class ReferenceEncoder:
+    """Hugging Face's `tokenizers`, with no added tokens, so that text never becomes one."""
+
+    name = "tokenizers"
+
+    def __init__(self, definition: Definition) -> None:
+        self.raw = reference(definition)
+
+    def encode_batch(self, texts: Sequence[str], threads: int) -> list[Ids]:
+        encodings = self.raw.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+
+
+class TiktokenEncoder:
+    """tiktoken over the same merges.
+
+    tiktoken merges any two neighbors whose union is a token, lowest rank first; `tokenizers`
+    merges listed pairs, first in the list first. `ranks_of` says when both are the same.
+    """
+
+    name = "tiktoken"
+
+    def __init__(self, pattern: str, ranks: dict[bytes, int], ids: np.ndarray) -> None:
+        """
+        Args:
+            pattern: how text is cut.
+            ranks: bytes of a token to its place in the merge order, single bytes first.
+            ids: (len(ranks),) uint32, the id of each rank.
+        """
+        import tiktoken
+
+        self._cuts = pattern in PATTERNS.values()
+        self._ids = ids
+        self._ranks = ranks
+        self._pattern = pattern
+        self._encoding = tiktoken.Encoding(
+            "sparrow", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+        )
+        self._whole: tuple[Any, Any] | None = None
+
+    def encode_batch(self, texts: Sequence[str], threads: int) -> list[Ids]:
+        if not texts:
+            return []
+        chunks: list[str] = []
+        counts: list[int] = []
+        for text in texts:
+            before = len(chunks)
+            chunks += safe_chunks(text) if self._cuts and len(text) > CHUNK else [text]
+            counts.append(len(chunks) - before)
+        parts = iter(self._encode_chunks(chunks, threads))
+        joined = []
+        for count in counts:
+            own = [next(parts) for _ in range(count)]
+            joined.append(own[0] if count == 1 else np.concatenate(own))
+        return joined
+
+    def _encode_chunks(self, chunks: list[str], threads: int) -> list[Ids]:
+        hard = {number for number, chunk in enumerate(chunks) if _has_long_run(chunk)}
+        easy = [chunk for number, chunk in enumerate(chunks) if number not in hard]
+        if threads > 1 and len(easy) > 1:
+            ranks = iter(self._encoding.encode_ordinary_batch(easy, num_threads=threads))
+        else:
+            ranks = iter([self._encoding.encode_ordinary(chunk) for chunk in easy])
+        return [
+            self._encode_hard(chunk)
+            if number in hard
+            else self._ids[np.array(next(ranks), np.int64)]
+            for number, chunk in enumerate(chunks)
+        ]
+
+    def _encode_hard(self, text: str) -> Ids:
+        """Cut by the reference's engine, then merge each piece whole."""
+        import tiktoken
+        from tokenizers import Regex
+        from tokenizers.pre_tokenizers import Split
+
+        if self._whole is None:
+            whole = tiktoken.Encoding(
+                "sparrow-piece", pat_str=r"[\s\S]+", mergeable_ranks=self._ranks, special_tokens={}
+            )
+            self._whole = Split(Regex(self._pattern), "isolated"), whole
+        split, encoding = self._whole
+        pieces = [piece for piece, _ in split.pre_tokenize_str(text)]
+        ranks = [rank for piece in pieces for rank in encoding.encode_ordinary(piece)]
+        return self._ids[np.array(ranks, np.int64)]
+
+
+def choose_encoder(definition: Definition, kind: str, texts: Sequence[str]) -> tuple[Encoder, str]:
+    """The fastest engine that gives the reference's ids.
+
+    Args:
+        definition: the vocabulary.
+        kind: chars and bytes need no engine.
+        texts: what is to be encoded first; its head is part of the sample.
+
+    Returns:
+        The engine, and a sentence for the person where a faster one was turned down, else "".
+    """
+    if kind == "chars":
+        return CharacterEncoder(definition), ""
+    if kind == "bytes":
+        return ByteEncoder(), ""
+    known = ReferenceEncoder(definition)
+    pattern = split_pattern(definition)
+    table = ranks_of(definition, known.raw) if pattern else None
+    if pattern is None or table is None:
+        return known, ""
+    encoder = TiktokenEncoder(pattern, *table)
+    sample = [SAMPLE, *_heads(texts)]
+    if same_ids(encoder, known, sample):
+        return encoder, ""
+    return known, "tiktoken gives other ids than tokenizers on a sample, so tokenizers is used"
+
+
+def same_ids(one: Encoder, other: Encoder, texts: Sequence[str]) -> bool:
+    """Whether two engines agree on every text."""
+    pairs = zip(one.encode_batch(texts, 1), other.encode_batch(texts, 1), strict=True)
+    return all(np.array_equal(mine, theirs) for mine, theirs in pairs)
+
+
+def ranks_of(definition: Definition, raw: Any) -> tuple[dict[bytes, int], np.ndarray] | None:
+    """Ranks for tiktoken, or None where merging by them could give other ids.
+
+    They give the same ids on every text if the single bytes are all there, every token comes from
+    one merge, and every token, encoded alone, is that token. For take the first step at which the
+    two ways differ: neighbors x and y whose union t is a token, though (x, y) is not the pair
+    listed for t. No merge has crossed the borders of t so far, so encoding t alone passes through
+    the same state [x, y]; but it ends in t, and so its last state of two parts is the listed pair.
+    """
+    vocab, merges = vocab_of(definition), merges_of(definition)
+    model = definition["model"]
+    odd = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
+    if model.get("type") != "BPE" or any(model.get(name) for name in (*odd, "byte_fallback")):
+        return None
+    pieces = [*BYTE_TO_CHARACTER, *(left + right for left, right in merges)]
+    if len(set(pieces)) != len(pieces) or any(piece not in vocab for piece in pieces):
+        return None
+    reachable = len(pieces) + sum(text in vocab for text in special_ids(definition))
+    if model.get("ignore_merges") and reachable != len(vocab):
+        return None
+    if any(character not in CHARACTER_TO_BYTE for piece in pieces for character in piece):
+        return None
+    if any(len(raw.model.tokenize(piece)) != 1 for piece in pieces):
+        return None
+    ranks = {
+        bytes(CHARACTER_TO_BYTE[character] for character in piece): rank
+        for rank, piece in enumerate(pieces)
+    }
+    return ranks, np.array([vocab[piece] for piece in pieces], np.uint32)
+
+
+def reference(definition: Definition) -> Any:
+    """A `tokenizers.Tokenizer` that knows no added token.
+
+    Raises:
+        TokenizerError: `tokenizers` refuses the definition.
+    """
+    import json
+
+    from tokenizers import Tokenizer
+
+    model = dict(definition["model"])
+    specials = set(special_ids(definition)) - {model.get("unk_token")}
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {
+            piece: number for piece, number in model["vocab"].items() if piece not in specials
+        }
+    plain = {**definition, "added_tokens": [], "post_processor": None, "model": model}
+    plain |= {"truncation": None, "padding": None}
+    try:
+        return Tokenizer.from_str(json.dumps(plain))
+    except Exception as fault:  # `tokenizers` raises a bare Exception
+        raise TokenizerError(f"tokenizers cannot read it: {fault}") from fault
+
+
+def safe_chunks(text: str) -> list[str]:
+    r"""Cut a long text where both known patterns cut in any case: after a line end that stands
+    between two characters that are no space. No piece crosses it (only a literal space or a
+    mark is ever joined to what follows), and no lookahead reaches over it.
+    """
+    chunks, start = [], 0
+    while len(text) - start > CHUNK:
+        found = _SAFE_CUT.search(text, start + CHUNK)
+        if found is None:
+            break
+        cut = found.start() + 2
+        chunks.append(text[start:cut])
+        start = cut
+    chunks.append(text[start:])
+    return chunks
+
+
+_SAFE_CUT = re.compile(r"(?=\S\n\S)")
+_RUN = re.compile(r"\s+")
+
+
+def _has_long_run(text: str) -> bool:
+    if len(text) < LONGEST_RUN:
+        return False
+    return any(run.end() - run.start() >= LONGEST_RUN for run in _RUN.finditer(text))
+
+
+def _heads(texts: Sequence[str]) -> Iterator[str]:
+    """The first characters of a batch, about `SAMPLE_CHARACTERS` in all."""
+    left = SAMPLE_CHARACTERS
+    for text in texts:
+        if left <= 0:
+            return
+        yield text[:left]
+        left -= len(text)
