@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+from sparrowlm.runtime import all_sum
 
 
 class Batch(NamedTuple):
@@ -57,6 +60,35 @@ class Objective(nn.Module):
     def forward(self, model: nn.Module, batch: Batch) -> Loss:
         """The summed loss, with exactly one call of `model`, so that a wrapper can hold it."""
         raise NotImplementedError
+
+
+class Metrics:
+    """Adds up `Loss.metrics` over micro-steps, batches and ranks.
+
+    >>> metrics = Metrics()
+    >>> metrics.add({"loss": torch.tensor([6.0, 2.0])})
+    >>> metrics.add({"loss": torch.tensor([3.0, 1.0])})
+    >>> metrics.reduce()
+    {'loss': (9.0, 3.0)}
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Add pairs, each (2,), on the device they were made on."""
+        for name, pair in metrics.items():
+            # float32 has no room for millions of nats; MPS has nothing wider.
+            pair = pair.detach().to(torch.float32 if pair.device.type == "mps" else torch.float64)
+            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+
+    def reduce(self) -> dict[str, tuple[float, float]]:
+        """Each `(sum, count)` over all ranks, as numbers; this waits for the device."""
+        names = sorted(self.sums)
+        if not names:
+            return {}
+        stacked = all_sum(torch.stack([self.sums[name] for name in names]))
+        return {name: (row[0], row[1]) for name, row in zip(names, stacked.tolist(), strict=True)}
 
 
 def _map(value: Tensor | dict[str, Tensor] | None, change):

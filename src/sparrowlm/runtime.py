@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from sparrowlm.errors import ConfigError, EnvironmentFault
 
@@ -198,6 +200,14 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """The sum over all ranks; the tensor itself where there is one."""
+    if dist.is_available() and dist.is_initialized():
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
 
 
 def machine() -> dict[str, str | int]:

@@ -1,6 +1,6 @@
 """The settings of a recipe: their schema, their file format and their derived values."""
 
-from sparrowlm.config.load import dump_recipe, load_recipe, recipe_from_dict
+from sparrowlm.config.load import dump_recipe, find_recipe, load_recipe, recipe_from_dict
 from sparrowlm.config.resolve import resolve_model
 from sparrowlm.config.schema import (
     CheckpointConfig,
@@ -27,6 +27,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "dump_recipe",
+    "find_recipe",
     "load_recipe",
     "recipe_from_dict",
     "resolve_model",

@@ -18,6 +18,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from sparrowlm.config.schema import Recipe
 from sparrowlm.errors import ConfigError
 
+# A wheel carries the recipes inside the package; a checkout has them two folders above it.
+_PACKAGE = Path(__file__).parents[1]
+
 
 def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     """Read a recipe file.
@@ -42,6 +45,22 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     for key, value in (overrides or {}).items():
         _put(values, key.split("."), value)
     return recipe_from_dict(values, source=str(path), text=text)
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe's file: a path, or the name of one that comes with Sparrow.
+
+    Raises:
+        ConfigError: neither; names the nearest.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    for folder in (_PACKAGE / "recipes", _PACKAGE.parents[1] / "recipes"):
+        inside = folder / (path.name if path.suffix == ".toml" else f"{path.name}.toml")
+        if inside.is_file() and path.parent.name in ("", "recipes"):
+            return inside
+    raise ConfigError("no such recipe", where=name, fix=_nearby(path))
 
 
 def recipe_from_dict(values: dict[str, Any], *, source: str = "", text: str = "") -> Recipe:
@@ -163,7 +182,8 @@ def _toml(value: Any) -> str:
 
 
 def _nearby(path: Path) -> str:
-    folder = path.parent if path.parent.is_dir() else Path("recipes")
-    names = [entry.name for entry in sorted(folder.glob("*.toml"))] if folder.is_dir() else []
-    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.3)
-    return f"did you mean {folder / close[0]}?" if close else "give the path of a TOML file"
+    folders = (path.parent, Path("recipes"), _PACKAGE / "recipes", _PACKAGE.parents[1] / "recipes")
+    names = [str(entry) for folder in folders for entry in sorted(folder.glob("*.toml"))]
+    stems = {Path(name).stem: name for name in reversed(names)}
+    close = difflib.get_close_matches(path.stem, stems, n=1, cutoff=0.4)
+    return f"did you mean {stems[close[0]]}?" if close else "give the path of a TOML file"

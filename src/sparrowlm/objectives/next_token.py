@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -10,17 +12,33 @@ from sparrowlm.model.head import summed_nll
 
 
 class NextToken(Objective):
-    """The nats of every target that counts."""
+    """The nats of every target that counts.
+
+    Args:
+        byte_lengths: (vocab_size,) int64 bytes of each id, 0 for specials; None where no
+            tokenizer tells, and then there are no bits per byte.
+    """
+
+    byte_lengths: Tensor | None
+
+    def __init__(self, byte_lengths: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("byte_lengths", byte_lengths, persistent=False)
 
     def count(self, batch: Batch) -> Tensor:
         """() how many targets count."""
         return batch.mask.sum()
 
     def forward(self, model: nn.Module, batch: Batch) -> Loss:
-        """The summed nats; `metrics["loss"]` is (nats, tokens)."""
+        """The summed nats. `metrics["loss"]` is (nats, tokens), and `metrics["bits_per_byte"]`
+        (bits, bytes of the counted targets)."""
         hidden = model(batch.tokens, batch.segments).hidden  # (B, T, D)
         total = summed_nll(
             hidden.flatten(0, 1), model.head_weight, batch.targets.flatten(), batch.mask.flatten()
         )
-        count = self.count(batch)
-        return Loss(total, {"loss": torch.stack((total.detach(), count.to(total.dtype)))})
+        nats = total.detach()
+        metrics = {"loss": torch.stack((nats, self.count(batch).to(nats.dtype)))}
+        if self.byte_lengths is not None:
+            size = (self.byte_lengths[batch.targets] * batch.mask).sum()
+            metrics["bits_per_byte"] = torch.stack((nats / math.log(2), size.to(nats.dtype)))
+        return Loss(total, metrics)

@@ -17,12 +17,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sparrowlm.batch import Batch, Loss, Objective
+from sparrowlm.batch import Batch, Loss, Metrics, Objective
 from sparrowlm.checkpoint import State
 from sparrowlm.errors import EnvironmentFault
 from sparrowlm.optim import Optimizers, Schedule
-from sparrowlm.runtime import Runtime, derived_seed
-from sparrowlm.train.metrics import Metrics, all_sum
+from sparrowlm.runtime import Runtime, all_sum, derived_seed
 
 
 class Stream(Protocol):

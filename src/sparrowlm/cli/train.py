@@ -1,0 +1,123 @@
+"""`sparrow train RECIPE`: any key of the recipe is an option."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sparrowlm.config import Recipe, find_recipe, load_recipe
+from sparrowlm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train by a recipe. Any of its keys can be set: --train.length "200 steps"."""
+
+    recipe: tyro.conf.Positional[Path]  # A TOML file, or the name of one that Sparrow brings
+    settings: Annotated[Recipe, tyro.conf.arg(name="")]
+    out: Path | None = None  # The run folder; runs/<recipe> where not given
+    resume: bool = False  # Go on where the run in --out stands
+
+
+def parse_train(arguments: list[str]) -> None:
+    """Read the recipe first: its values are the options' defaults, and help shows them."""
+    path, settings = recipe_and_overrides(arguments)
+    default = Options(path, settings)
+    options = tyro.cli(Options, args=named(arguments), default=default, prog="sparrow train")
+    out = options.out or Path("runs") / path.stem
+    run_training(options.settings, out, resume=options.resume, again=f"sparrow train {path}")
+
+
+def recipe_and_overrides(arguments: list[str]) -> tuple[Path, Recipe]:
+    """The first word, which is the recipe; help may be asked for without one.
+
+    Raises:
+        UserError: an option stands first.
+        ConfigError: no such recipe, or faults in it.
+    """
+    if arguments and not arguments[0].startswith("-"):
+        path = find_recipe(arguments[0])
+        return path, load_recipe(path)
+    if "-h" in arguments or "--help" in arguments:
+        return Path("RECIPE"), Recipe()
+    raise UserError(
+        "the recipe comes first",
+        where="sparrow train",
+        fix="sparrow train recipes/shakespeare-char-cpu.toml --data.path FILE",
+    )
+
+
+def named(arguments: list[str]) -> list[str]:
+    """`--init.from` as the field that stands for it: `from` is a word Python keeps for itself."""
+    flag = "--init.from"
+    return [
+        flag + "_" + argument[len(flag) :] if argument.split("=")[0] == flag else argument
+        for argument in arguments
+    ]
+
+
+def run_training(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool,
+    again: str,
+    dataset_folder: Path | None = None,
+) -> dict[str, Any] | None:
+    """Train, show it, and stop on SIGTERM or Ctrl-C after the step under way.
+
+    Args:
+        recipe: as read.
+        out: the run folder.
+        resume: go on with what is there.
+        again: the command that `--resume` is to be added to.
+        dataset_folder: prepared already.
+
+    Returns:
+        The summary, or None where it was stopped.
+    """
+    from sparrowlm.cli.show import Display, PrepareProgress
+    from sparrowlm.pipeline import train
+
+    display = Display()
+    with asked_to_stop() as should_stop, PrepareProgress() as progress:
+        try:
+            summary = train(
+                recipe,
+                out,
+                display,
+                resume=resume,
+                should_stop=should_stop,
+                progress=progress,
+                dataset_folder=dataset_folder,
+            )
+        finally:
+            display.close()
+    if summary is None and should_stop():
+        print(f"\nstopped and saved; go on with: {again} --out {out} --resume")
+    return summary
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM or Ctrl-C came. The first lets the step finish; the second Ctrl-C ends at
+    once, which loses what the last checkpoint does not hold and nothing else."""
+    heard: list[int] = []
+
+    def hear(number: int, frame: object) -> None:
+        if heard and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        heard.append(number)
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(heard)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,314 @@
+"""A recipe becomes a run, and a run becomes something to write with."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from sparrowlm import files
+from sparrowlm.checkpoint import Checkpoint, RunFolder, State, find_run
+from sparrowlm.config import Recipe, dump_recipe
+from sparrowlm.data.prepare import prepare_cached
+from sparrowlm.data.shards import Dataset, is_dataset, open_dataset
+from sparrowlm.errors import ConfigError, RunError, SparrowError
+from sparrowlm.evaluate.yardsticks import Yardsticks, measure_yardsticks
+from sparrowlm.infer.engine import Sampler
+from sparrowlm.infer.sampling import Sampling
+from sparrowlm.model.count import flops_per_token
+from sparrowlm.model.transformer import Transformer
+from sparrowlm.report.html import write_report
+from sparrowlm.runtime import Runtime, cache_folder, detect, machine, matmul_rate
+from sparrowlm.text.tokenizer import Tokenizer, load_tokenizer
+from sparrowlm.train.build import Parts, build, length_of, load_weights, resolve_recipe
+from sparrowlm.train.distributed import attempt, barrier, process_group
+from sparrowlm.train.plan import plan_of
+from sparrowlm.train.sitting import Display, Sitting
+
+Progress = Callable[[str, int, int], None]
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    display: Display,
+    *,
+    resume: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None,
+    dataset_folder: Path | None = None,
+) -> dict[str, Any] | None:
+    """Train by a recipe, from the start or from where `out` stands.
+
+    Args:
+        recipe: as read; derived settings are filled in here.
+        out: the run folder.
+        display: shows the run; called on rank 0 only.
+        resume: go on with the run in `out`.
+        should_stop: asked after every step; True saves and returns.
+        progress: told how far preparing text is: what, done, total.
+        dataset_folder: prepared already; otherwise `data.path` is opened or prepared.
+
+    Returns:
+        The summary, or None where the run was asked to stop before its end.
+
+    Raises:
+        SparrowError: whatever a person or the machine has to mend.
+    """
+    runtime = detect(recipe.train.device, recipe.train.precision)
+    run = RunFolder(out)
+    # A worker that torchrun starts again goes on by itself.
+    resume = resume or (attempt() > 0 and run.exists)
+    if run.exists and not resume:
+        raise RunError(
+            "holds a run already", where=str(out), fix="add --resume, or choose another --out"
+        )
+    with process_group(runtime):
+        dataset = _dataset(recipe, runtime, progress, dataset_folder)
+        recipe = resolve_recipe(recipe, dataset, runtime)
+        checkpoint, changes = _resume_point(run, recipe, dataset, runtime) if resume else (None, [])
+        weights = None if checkpoint or not recipe.init.from_ else _weights(Path(recipe.init.from_))
+        barrier(runtime)  # nobody writes before all have read
+        if runtime.is_main:
+            _open_folder(run, recipe, dataset, checkpoint)
+        parts = build(recipe, dataset, runtime, checkpoint, weights, should_stop)
+        barrier(runtime)
+        return _sit(parts, recipe, run, dataset, runtime, display, changes)
+
+
+def _sit(
+    parts: Parts,
+    recipe: Recipe,
+    run: RunFolder,
+    dataset: Dataset,
+    runtime: Runtime,
+    display: Display,
+    changes: list[str],
+) -> dict[str, Any] | None:
+    """Run one sitting and close it."""
+    dtype = runtime.autocast_dtype or runtime.weight_dtype
+    ceiling = matmul_rate(runtime.device, dtype)
+    plan = plan_of(recipe, runtime, ceiling, rows_per_epoch=parts.trainer.stream.rows_per_epoch)
+    if runtime.is_main:
+        display.start(
+            plan.short(),
+            total_steps=parts.trainer.schedule.total,
+            seconds=length_of(recipe).amount if length_of(recipe).unit == "seconds" else 0.0,
+        )
+    sitting = Sitting(
+        parts,
+        recipe,
+        run,
+        dataset,
+        runtime,
+        display,
+        _writer(parts.model, dataset.tokenizer, recipe, runtime),
+        flops_per_token=flops_per_token(recipe.model, recipe.train.seq_len),
+        ceiling=ceiling,
+    )
+    for message in changes:
+        sitting.event(message)
+    finished = sitting.run()
+    if not runtime.is_main:
+        return None
+    if not finished:
+        write_report(run.path)
+        return None
+    summary = summarize(run, parts, dataset)
+    files.write_json(run.path / "summary.json", summary)
+    write_report(run.path)
+    display.finish(summary)
+    return summary
+
+
+def _dataset(
+    recipe: Recipe, runtime: Runtime, progress: Progress | None, folder: Path | None
+) -> Dataset:
+    """Open what `data.path` names; text is prepared into the cache first, by rank 0."""
+    if folder is None:
+        if not recipe.data.path:
+            raise ConfigError(
+                "is empty", where="data.path", fix="name files, folders or a prepared dataset"
+            )
+        first = Path(recipe.data.path[0])
+        if len(recipe.data.path) == 1 and is_dataset(first):
+            folder = first
+    if folder is None:
+        cache = cache_folder() / "prepared"
+        if runtime.is_main:
+            prepare_cached(recipe.data, recipe.tokenizer, cache, progress)
+        barrier(runtime)
+        folder = prepare_cached(recipe.data, recipe.tokenizer, cache, None)
+    return open_dataset(folder, token_dtype=recipe.data.token_dtype)
+
+
+def _open_folder(
+    run: RunFolder, recipe: Recipe, dataset: Dataset, checkpoint: Checkpoint | None
+) -> None:
+    """Write what a run knows before its first step, and cut its logs back to the checkpoint."""
+    run.create()
+    if dataset.tokenizer is not None:
+        with files.publish(run.path / "tokenizer", replace=True) as work:
+            dataset.tokenizer.save(work)
+    facts = {"machine": machine(), "data": dataset.description}
+    files.write_json(run.path / "machine.json", facts)
+    run.cut_logs(checkpoint.state.log_bytes if checkpoint else {})
+    # Last: its presence says that a run was started here.
+    files.write_text(run.path / "config.toml", dump_recipe(recipe))
+    if checkpoint is not None:
+        run.point(checkpoint.state)
+
+
+def _resume_point(
+    run: RunFolder, recipe: Recipe, dataset: Dataset, runtime: Runtime
+) -> tuple[Checkpoint | None, list[str]]:
+    """Where to go on, and what is different this time.
+
+    Returns:
+        The newest checkpoint, or None where there is none yet, and sentences for the log.
+
+    Raises:
+        RunError: nothing to resume, or another architecture, tokenizer or dataset.
+    """
+    if not run.exists:
+        raise RunError("holds no run to resume", where=str(run.path), fix="leave out --resume")
+    changes = _differences(run.recipe(), recipe, run.path)
+    step = run.newest()
+    if not step:
+        return None, [*changes, "no checkpoint yet: starting again from step 0"]
+    checkpoint = run.load(step)
+    _check_data(checkpoint.state, dataset, run.path)
+    told = [f"resumed at step {step}", *changes]
+    if checkpoint.state.world_size != runtime.world_size:
+        told.append(f"on {runtime.world_size} ranks, before on {checkpoint.state.world_size}")
+    state = replace(checkpoint.state, world_size=runtime.world_size)
+    if recipe.train.length != run.recipe().train.length:
+        state = replace(state, total_steps=0, cooldown_steps=0)
+    return replace(checkpoint, state=state), told
+
+
+def _differences(old: Recipe, new: Recipe, where: Path) -> list[str]:
+    """What a resumed run changes.
+
+    Raises:
+        RunError: the architecture or the stage.
+    """
+    before, after = asdict(old), asdict(new)
+    refused, told = [], []
+    for table, values in before.items():
+        entries = values.items() if isinstance(values, dict) else [("", values)]
+        for key, value in entries:
+            now = after[table][key] if key else after[table]
+            if now == value:
+                continue
+            line = f"{table}{'.' if key else ''}{key.rstrip('_')} was {value} and is now {now}"
+            (refused if table in ("model", "stage") else told).append(line)
+    if refused:
+        raise RunError(
+            "was trained with another architecture: " + "; ".join(refused),
+            where=str(where),
+            fix="resume with the same [model], or start a new run with --out",
+        )
+    return told
+
+
+def _check_data(state: State, dataset: Dataset, where: Path) -> None:
+    tokenizer = dataset.tokenizer.fingerprint if dataset.tokenizer else ""
+    for what, before, now in (
+        ("tokenizer", state.tokenizer_fingerprint, tokenizer),
+        ("dataset", state.data_fingerprint, dataset.fingerprint),
+    ):
+        if before != now:
+            raise RunError(
+                f"was trained with another {what} (fingerprint {before[:12]}, now {now[:12]})",
+                where=str(where),
+                fix=f"give the {what} it was trained with, or start a new run that has"
+                " init.from set to this one",
+            )
+
+
+def _weights(path: Path) -> dict[str, Any]:
+    run, step = find_run(path)
+    return run.load(step).model
+
+
+def _writer(
+    model: Transformer, tokenizer: Tokenizer | None, recipe: Recipe, runtime: Runtime
+) -> Callable[[str, int], str] | None:
+    """What writes samples while a model trains."""
+    if tokenizer is None:
+        return None
+    settings = recipe.samples
+
+    def write(prompt: str, seed: int) -> str:
+        sampling = Sampling(
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            max_tokens=settings.max_tokens,
+            seed=seed,
+        )
+        return Sampler(model, tokenizer, runtime).text(prompt, sampling)
+
+    return write
+
+
+def summarize(run: RunFolder, parts: Parts, dataset: Dataset) -> dict[str, Any]:
+    """The figures of a finished run, from its log; null where unknown.
+
+    `train_loss` is the mean of the last tenth of the steps, 100 at most.
+    """
+    rows = list(run.rows("metrics.jsonl"))
+    steps = [row for row in rows if row["kind"] == "train"]
+    evals = [row for row in rows if row["kind"] == "eval"]
+    best = min(evals, key=lambda row: row["val_loss"], default={})
+    state = parts.trainer.state
+    tail = [row["loss"] for row in steps[-max(1, min(100, len(steps) // 10)) :] if row["loss"]]
+    speeds = sorted(row["tokens_per_second"] for row in steps)
+    shares = sorted(row["mfu"] for row in steps if row["mfu"] is not None)
+    yardsticks = measure_yardsticks(dataset.val_bytes(), dataset.train_bytes)
+    return {
+        "steps": state.step,
+        "tokens": state.tokens,
+        "parameters": sum(parameter.numel() for parameter in parts.model.parameters()),
+        "train_loss": sum(tail) / len(tail) if tail else None,
+        "val_loss": best.get("val_loss"),
+        "val_bits_per_byte": best.get("val_bits_per_byte"),
+        **{f"{name}_bits_per_byte": value for name, value in yardsticks._asdict().items()},
+        "wall_seconds": round(state.seconds, 3),
+        "tokens_per_second": speeds[len(speeds) // 2] if speeds else None,
+        "mfu": shares[len(shares) // 2] if shares else None,
+        "peak_memory_bytes": max((row["memory_bytes"] for row in steps), default=0),
+    }
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained run, ready to write."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    recipe: Recipe
+    runtime: Runtime
+    step: int
+
+
+def load_run(path: Path, device: str = "auto", precision: str = "auto") -> Loaded:
+    """A run at its best step, or at the checkpoint that `path` names; nothing but the folder is
+    needed.
+
+    Raises:
+        RunError: no run there, no checkpoint in it, or no tokenizer.
+    """
+    run, step = find_run(path)
+    recipe = run.recipe()
+    if not (run.path / "tokenizer").is_dir():
+        raise RunError(
+            "has no tokenizer", where=str(run.path), why="it was trained on token ids alone"
+        )
+    runtime = detect(device, precision)
+    model = Transformer(recipe.model)
+    load_weights(model, run.load(step).model)
+    model.to(runtime.device, runtime.weight_dtype).eval()
+    return Loaded(model, load_tokenizer(run.path / "tokenizer"), recipe, runtime, step)

@@ -1,0 +1,218 @@
+"""From a recipe to what the loop needs: derived settings, the model, the optimizers, the schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from sparrowlm.batch import Objective
+from sparrowlm.checkpoint import Checkpoint, State
+from sparrowlm.config import ModelConfig, Recipe, resolve_model
+from sparrowlm.config.units import Span, parse_span
+from sparrowlm.data.shards import Dataset
+from sparrowlm.errors import ConfigError, RunError
+from sparrowlm.model.transformer import Transformer
+from sparrowlm.optim import Optimizers, Schedule, build_optimizers
+from sparrowlm.runtime import Runtime
+from sparrowlm.train.distributed import wrap
+from sparrowlm.train.memory import compile_pays, fitting_rows
+from sparrowlm.train.stages import STAGES
+from sparrowlm.train.trainer import LOSS_SCALE_START, Step, Trainer
+
+LENGTH_UNITS = ("steps", "epochs", "tokens", "seconds")
+
+
+def length_of(recipe: Recipe) -> Span:
+    """`train.length`, read."""
+    return parse_span(recipe.train.length, key="train.length", units=LENGTH_UNITS)
+
+
+def resolve_recipe(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recipe:
+    """The recipe with every derived setting filled in: what `config.toml` holds.
+
+    Raises:
+        ConfigError: sizes that do not fit together.
+    """
+    model = resolve_model(recipe.model, dataset.vocab_size)
+    seq_len = recipe.train.seq_len or model.max_seq_len
+    _check_batch(recipe, model, seq_len, runtime)
+    train = replace(recipe.train, seq_len=seq_len, precision=runtime.precision)
+    optim = recipe.optim
+    if length_of(recipe).unit == "seconds":
+        # A cosine needs its end from the start, and minutes become steps only near theirs.
+        optim = replace(optim, schedule="wsd")
+    recipe = replace(recipe, model=model, train=train, optim=optim)
+    micro = train.micro_batch_size or fitting_rows(recipe, runtime)
+    rows = -(-train.batch_tokens // seq_len // runtime.world_size)
+    train = replace(train, micro_batch_size=min(micro, rows))
+    if train.compile == "auto":
+        recipe = replace(recipe, train=train)
+        train = replace(train, compile="on" if compile_pays(recipe, runtime) else "off")
+    held_out = replace(recipe.eval, micro_batch_size=recipe.eval.micro_batch_size or micro)
+    return replace(recipe, train=train, eval=held_out)
+
+
+def _check_batch(recipe: Recipe, model: ModelConfig, seq_len: int, runtime: Runtime) -> None:
+    if seq_len > model.max_seq_len:
+        raise ConfigError(
+            f"{seq_len} is longer than the model's context of {model.max_seq_len}",
+            where="train.seq_len",
+            fix="lower it, or raise model.max_seq_len",
+        )
+    tokens = recipe.train.batch_tokens
+    if tokens < seq_len * runtime.world_size or tokens % seq_len:
+        near = max(1, runtime.world_size, round(tokens / seq_len)) * seq_len
+        raise ConfigError(
+            f"{tokens} tokens are not a whole number of rows of {seq_len}, one or more for each"
+            f" of {runtime.world_size} ranks"
+            if runtime.world_size > 1
+            else f"{tokens} tokens are not a whole number of rows of {seq_len}",
+            where="train.batch_tokens",
+            fix=f"set it to {near}",
+        )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model and all that trains it."""
+
+    model: Transformer
+    objective: Objective
+    trainer: Trainer
+
+
+def build(
+    recipe: Recipe,
+    dataset: Dataset,
+    runtime: Runtime,
+    checkpoint: Checkpoint | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Parts:
+    """Put a resolved recipe together.
+
+    Args:
+        recipe: from `resolve_recipe`.
+        dataset: what it is trained on.
+        runtime: where.
+        checkpoint: where to go on; None starts at step 0.
+        weights: a model to start from at step 0, of the same shape.
+        should_stop: see `Trainer`.
+    """
+    stage = STAGES[recipe.stage]
+    model = Transformer(
+        recipe.model, activation_checkpointing=recipe.train.activation_checkpointing
+    )
+    model.init_weights(recipe.train.seed)
+    if checkpoint is not None or weights is not None:
+        load_weights(model, checkpoint.model if checkpoint is not None else weights or {})
+    model.to(runtime.device, runtime.weight_dtype)
+    lengths = None
+    if dataset.tokenizer is not None:
+        lengths = torch.from_numpy(dataset.tokenizer.byte_lengths()).long()
+    objective = stage.objective(lengths).to(runtime.device)
+    step = Step(model, objective)
+    optimizers = _optimizers(step, recipe, runtime)
+    state = _first_state(recipe, runtime)
+    if checkpoint is not None:
+        restore(optimizers, checkpoint)
+        state = checkpoint.state
+    stream = stage.stream(recipe, dataset)
+    span = length_of(recipe)
+    trainer = Trainer(
+        wrap(_compiled(step, recipe), runtime),
+        objective,
+        stream,
+        optimizers,
+        schedule_of(recipe, state, rows_per_epoch=stream.rows_per_epoch),
+        runtime,
+        state,
+        seed=recipe.train.seed,
+        clip_norm=recipe.optim.clip_norm,
+        max_bad_steps=recipe.train.max_bad_steps,
+        budget=span.amount if span.unit == "seconds" else 0.0,
+        cooldown=recipe.optim.cooldown,
+        should_stop=should_stop,
+    )
+    return Parts(model, objective, trainer)
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Put saved weights into a model of the same shape.
+
+    Raises:
+        RunError: a name or a shape differs, each one named.
+    """
+    own = model.state_dict()
+    faults = [f"{name} is missing" for name in own.keys() - weights.keys()]
+    faults += [f"{name} is not part of this model" for name in weights.keys() - own.keys()]
+    faults += [
+        f"{name} is {tuple(weights[name].shape)} and must be {tuple(own[name].shape)}"
+        for name in own.keys() & weights.keys()
+        if own[name].shape != weights[name].shape
+    ]
+    if faults:
+        raise RunError("weights of another shape: " + "; ".join(sorted(faults)[:5]))
+    model.load_state_dict(weights)
+
+
+def _optimizers(step: nn.Module, recipe: Recipe, runtime: Runtime) -> Optimizers:
+    fast = runtime.autocast_dtype == torch.bfloat16
+    dtype = torch.bfloat16 if fast else runtime.weight_dtype
+    return build_optimizers(step, recipe.optim, muon_dtype=dtype)
+
+
+def restore(optimizers: Optimizers, checkpoint: Checkpoint) -> None:
+    """Optimizer buffers, which `trainer.safetensors` holds under `optimizer/`."""
+    prefix = "optimizer/"
+    held = {name: value for name, value in checkpoint.trainer.items() if name.startswith(prefix)}
+    optimizers.load_state_tensors({name[len(prefix) :]: held[name] for name in held})
+
+
+def _compiled(step: nn.Module, recipe: Recipe) -> nn.Module:
+    if recipe.train.compile == "on":
+        step.compile(dynamic=False)
+    return step
+
+
+def _first_state(recipe: Recipe, runtime: Runtime) -> State:
+    return State(
+        micro_batch_size=recipe.train.micro_batch_size,
+        loss_scale=LOSS_SCALE_START if runtime.precision == "float16" else 1.0,
+        threads=torch.get_num_threads(),
+        world_size=runtime.world_size,
+    )
+
+
+def total_steps(recipe: Recipe, rows_per_epoch: int) -> int:
+    """How many steps `train.length` is; 0 for minutes, which only running can tell."""
+    span = length_of(recipe)
+    match span.unit:
+        case "steps":
+            return math.ceil(span.amount)
+        case "tokens":
+            return math.ceil(span.amount / recipe.train.batch_tokens)
+        case "epochs":
+            rows = recipe.train.batch_tokens // recipe.train.seq_len
+            return math.ceil(span.amount * rows_per_epoch / rows)
+        case _:
+            return 0
+
+
+def schedule_of(recipe: Recipe, state: State, rows_per_epoch: int) -> Schedule:
+    """The schedule of a run; one of minutes keeps what it has decided."""
+    total = total_steps(recipe, rows_per_epoch)
+    cooldown = round(recipe.optim.cooldown * total)
+    if not total:
+        total, cooldown = state.total_steps, state.cooldown_steps
+    return Schedule(
+        kind=recipe.optim.schedule,
+        warmup_steps=recipe.optim.warmup_steps,
+        total=total,
+        cooldown_steps=cooldown,
+        floor=recipe.optim.floor,
+    )

@@ -1,0 +1,252 @@
+"""One sitting of a run: what happens between two steps of the loop.
+
+The trainer yields rows; here they are logged, and when their time has come the held-out split is
+measured, samples are written and a checkpoint is saved. Every decision is a function of the row,
+which is the same on all ranks, so all ranks take it together; only rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from sparrowlm.checkpoint import Checkpoint, RunFolder
+from sparrowlm.config import Recipe
+from sparrowlm.config.units import parse_span
+from sparrowlm.data.shards import Dataset
+from sparrowlm.evaluate.likelihood import evaluate
+from sparrowlm.runtime import Runtime, derived_seed, peak_memory_bytes
+from sparrowlm.train.build import Parts
+from sparrowlm.train.stages import STAGES
+from sparrowlm.train.trainer import Row
+
+
+class Display(Protocol):
+    """Who shows a run to a person while it goes on."""
+
+    def start(self, plan: list[str], *, total_steps: int, seconds: float) -> None:
+        """Before the first step: what was planned, and how long it is in steps or seconds."""
+
+    def step(self, row: dict[str, Any]) -> None:
+        """After each step: its row of metrics.jsonl."""
+
+    def evaluation(self, row: dict[str, Any]) -> None:
+        """After the held-out split was measured."""
+
+    def sample(self, prompt: str, text: str) -> None:
+        """What the model wrote."""
+
+    def event(self, message: str) -> None:
+        """What a person should hear of."""
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """After the last step."""
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """`"250 steps"` or `"20 seconds"`, as a question to two rows."""
+
+    amount: float
+    unit: str
+
+    @classmethod
+    def of(cls, text: str, key: str) -> Cadence:
+        """Read a setting; the empty string is never."""
+        if not text:
+            return cls(math.inf, "steps")
+        span = parse_span(text, key=key, units=("steps", "seconds"))
+        return cls(span.amount, span.unit)
+
+    def due(self, before: tuple[int, float], after: tuple[int, float]) -> bool:
+        """Whether a multiple of the amount lies between two (step, seconds)."""
+        index = 0 if self.unit == "steps" else 1
+        if math.isinf(self.amount):
+            return False
+        return before[index] // self.amount < after[index] // self.amount
+
+
+class Sitting:
+    """Consumes the trainer's rows.
+
+    Args:
+        parts: the model, its objective, and the trainer.
+        recipe: resolved.
+        run: where results go.
+        dataset: for the held-out split and the tokenizer.
+        runtime: device and rank.
+        display: shows things; called on rank 0 only.
+        write: `(prompt, seed) -> text`, what the model writes now; None where it cannot.
+        flops_per_token: of a training step, for utilization.
+        ceiling: FLOP/s that this machine multiplies matrices at; 0 where not measured.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        recipe: Recipe,
+        run: RunFolder,
+        dataset: Dataset,
+        runtime: Runtime,
+        display: Display,
+        write: Callable[[str, int], str] | None,
+        *,
+        flops_per_token: float,
+        ceiling: float,
+    ) -> None:
+        self.parts, self.recipe, self.run_folder = parts, recipe, run
+        self.dataset, self.runtime, self.display = dataset, runtime, display
+        self.write = write if recipe.samples.every else None
+        self.flops_per_token, self.ceiling = flops_per_token, ceiling
+        self.eval_cadence = Cadence.of(recipe.eval.every, "eval.every")
+        self.sample_cadence = Cadence.of(recipe.samples.every, "samples.every")
+        self.save_cadence = Cadence.of(recipe.checkpoint.every, "checkpoint.every")
+
+    @property
+    def trainer(self):
+        """The loop whose rows are consumed."""
+        return self.parts.trainer
+
+    def run(self) -> bool:
+        """Train to the end, or until asked to stop.
+
+        Returns:
+            True at the end, False where it was asked to stop; both ways everything is saved.
+        """
+        before = (self.trainer.state.step, self.trainer.state.seconds)
+        for row in self.trainer.run():
+            after = (row.step, row.seconds)
+            self._log(row)
+            last = row.step == self.trainer.schedule.total
+            measured = last or self.eval_cadence.due(before, after)
+            improved = self._measure(row) if measured else False
+            if last or self.sample_cadence.due(before, after):
+                self._sample(row)
+            if last or improved or row.stopping or self.save_cadence.due(before, after):
+                self._save()
+            if row.stopping and not last:
+                return False
+            before = after
+        return True
+
+    def _log(self, row: Row) -> None:
+        """One line of metrics.jsonl, and the display's."""
+        if not self.runtime.is_main:
+            return
+        for message in row.events:
+            self.event(message, row)
+        values = self._values(row)
+        self.run_folder.append("metrics.jsonl", values)
+        self.display.step(values)
+
+    def _values(self, row: Row) -> dict[str, Any]:
+        tokens_per_second = self.recipe.train.batch_tokens / row.step_seconds
+        flops = tokens_per_second * self.flops_per_token / self.runtime.world_size
+        means = {name: _mean(pair) for name, pair in row.metrics.items()}
+        return {
+            "kind": "train",
+            "step": row.step,
+            **{"bits_per_byte": None, **means},
+            "lr": self.recipe.optim.lr * row.lr_scale,
+            "grad_norm": _finite(row.grad_norm),
+            "tokens": row.tokens,
+            "seconds": round(row.seconds, 3),
+            "tokens_per_second": round(tokens_per_second, 1),
+            "mfu": round(flops / self.ceiling, 4) if self.ceiling else None,
+            "memory_bytes": peak_memory_bytes(self.runtime.device),
+            "skipped": self.trainer.state.skipped,
+        }
+
+    def event(self, message: str, row: Row | None = None) -> None:
+        """Tell the log and the person."""
+        if not self.runtime.is_main:
+            return
+        state = self.trainer.state
+        step, seconds = (row.step, row.seconds) if row else (state.step, state.seconds)
+        told = {"kind": "event", "step": step, "seconds": round(seconds, 3), "message": message}
+        self.run_folder.append("metrics.jsonl", told)
+        self.display.event(message)
+
+    def _measure(self, row: Row) -> bool:
+        """Measure the held-out split on all ranks together.
+
+        Returns:
+            Whether it is the best so far.
+        """
+        batches = STAGES[self.recipe.stage].held_out(self.recipe, self.dataset)
+        found = evaluate(self.parts.objective, self.parts.model, batches, self.runtime)
+        if "loss" not in found:
+            return False
+        loss = _mean(found["loss"])
+        bits = _mean(found["bits_per_byte"]) if "bits_per_byte" in found else None
+        state = self.trainer.state
+        improved = loss is not None and loss < (state.best_val_loss or math.inf)
+        if improved:
+            self.trainer.state = replace(state, best_val_loss=loss, best_step=row.step)
+        if self.runtime.is_main:
+            values = {
+                "kind": "eval",
+                "step": row.step,
+                "val_loss": loss,
+                "val_bits_per_byte": bits,
+                "tokens": row.tokens,
+                "seconds": round(row.seconds, 3),
+            }
+            self.run_folder.append("metrics.jsonl", values)
+            self.display.evaluation(values)
+        return improved
+
+    def _sample(self, row: Row) -> None:
+        """Let the model write from each prompt."""
+        if self.write is None or not self.runtime.is_main:
+            return
+        for number, prompt in enumerate(self.recipe.samples.prompts):
+            text = self.write(prompt, derived_seed(self.recipe.train.seed, row.step, number))
+            values = {"step": row.step, "prompt": prompt, "text": text}
+            values["seconds"] = round(row.seconds, 3)
+            self.run_folder.append("samples.jsonl", values)
+            self.display.sample(prompt, text)
+
+    def _save(self) -> None:
+        """Write a checkpoint of where the trainer stands."""
+        if not self.runtime.is_main:
+            return
+        sizes = self.run_folder.log_bytes()
+        fingerprint = self.dataset.tokenizer.fingerprint if self.dataset.tokenizer else ""
+        self.trainer.state = replace(
+            self.trainer.state,
+            log_bytes=sizes,
+            data_fingerprint=self.dataset.fingerprint,
+            tokenizer_fingerprint=fingerprint,
+        )
+        self.run_folder.save(snapshot(self.parts), self.recipe.checkpoint.keep_last)
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self.run_folder.path
+
+
+def snapshot(parts: Parts) -> Checkpoint:
+    """All that a step leaves behind: weights, the objective's own, optimizer buffers, state."""
+    optimizer = parts.trainer.optimizers.state_tensors()
+    objective = parts.objective.state_dict()
+    return Checkpoint(
+        state=parts.trainer.state,
+        model=parts.model.state_dict(),
+        trainer={f"optimizer/{name}": tensor for name, tensor in optimizer.items()}
+        | {f"objective/{name}": tensor for name, tensor in objective.items()},
+    )
+
+
+def _mean(pair: tuple[float, float]) -> float | None:
+    total, count = pair
+    return _finite(total / count) if count else None
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
