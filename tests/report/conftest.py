@@ -18,9 +18,9 @@ SUMMARY = {
     "steps": 640,
     "tokens": 640 * 6144,
     "parameters": 4_237_568,
-    "train_loss": 2.934,
-    "val_loss": 3.389,
-    "val_bits_per_byte": 1.412,
+    "train_loss": 2.742,
+    "val_loss": 3.056,
+    "val_bits_per_byte": 1.402,
     "gzip_bits_per_byte": 1.910,
     "xz_bits_per_byte": 1.481,
     "xz_primed_bits_per_byte": 1.352,
@@ -30,11 +30,13 @@ SUMMARY = {
     "peak_memory_bytes": 1_264_000_000,
 }
 MACHINE = {
-    "system": "Linux x86_64",
-    "processor": "AMD EPYC 9R14 96-Core Processor",
-    "threads": 2,
-    "python": "3.13.1",
-    "torch": "2.15.0+cpu",
+    "machine": {
+        "system": "Linux x86_64",
+        "processor": "AMD EPYC 9R14 96-Core Processor",
+        "threads": 2,
+        "python": "3.13.1",
+        "torch": "2.15.0+cpu",
+    },
     "data": {
         "corpus": "the standard library of Python 3.13.1",
         "sources": [f"Lib/{name}.py" for name in ("abc", "argparse", "ast", "asyncio/base")] * 4,

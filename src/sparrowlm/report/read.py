@@ -29,6 +29,7 @@ class Run:
     config_text: str = ""
     summary: Row = field(default_factory=dict)
     machine: Row = field(default_factory=dict)
+    data: Row = field(default_factory=dict)
     train: list[Row] = field(default_factory=list)
     evals: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
@@ -40,15 +41,26 @@ class Run:
         """The folder's own name, also where the path is `.`."""
         return self.folder.name or self.folder.resolve().name
 
+    @property
+    def best(self) -> Row:
+        """The evaluation with the lowest loss; empty where there is none."""
+        losses = [
+            (loss, row) for row in self.evals if (loss := number(row.get("val_loss"))) is not None
+        ]
+        return min(losses, key=lambda pair: pair[0], default=(0.0, {}))[1]
+
     def figure(self, name: str) -> float | None:
-        """A number of the summary; without one, the newest that the log holds.
+        """A number of the summary; without one, what the log holds: of the best evaluation, else
+        the newest.
 
         A run that is still going, or was killed, has no summary.
         """
         if name in self.summary:
             return number(self.summary[name])
-        rows, key = self.evals if name.startswith("val_") else self.train, _IN_LOG.get(name, name)
-        values = (number(row.get(key)) for row in reversed(rows))
+        key = _IN_LOG.get(name, name)
+        if name.startswith("val_"):
+            return number(self.best.get(key))
+        values = (number(row.get(key)) for row in reversed(self.train))
         return next((value for value in values if value is not None), None)
 
 
@@ -71,12 +83,14 @@ def read_run(folder: Path) -> Run:
     faults: list[str] = []
     recipe, text = _recipe(folder / "config.toml", faults)
     rows = _rows(folder / "metrics.jsonl", faults)
+    facts = _object(folder / "machine.json", faults)
     return Run(
         folder=folder,
         recipe=recipe,
         config_text=text,
         summary=_object(folder / "summary.json", faults),
-        machine=_object(folder / "machine.json", faults),
+        machine=_table(facts, "machine"),
+        data=_table(facts, "data"),
         train=[row for row in rows if row.get("kind") == "train"],
         evals=[row for row in rows if row.get("kind") == "eval"],
         events=[row for row in rows if row.get("kind") == "event"],
@@ -122,6 +136,11 @@ def _object(path: Path, faults: list[str]) -> Row:
         return value
     faults.append(f"{path.name} is no JSON object.")
     return {}
+
+
+def _table(facts: Row, name: str) -> Row:
+    inner = facts.get(name)
+    return inner if isinstance(inner, dict) else {}
 
 
 def _predicate(what: str) -> str:

@@ -84,13 +84,11 @@ def _shown(value: Any) -> str:
 
 def data_and_machine(run: Run) -> str:
     """machine.json in two tables: what was read, and where it ran."""
-    facts = dict(run.machine)
-    data = facts.pop("data", None)
     parts = ""
-    if isinstance(data, dict) and data:
-        parts += f"<section><h2>Data</h2>{_table(_pairs(data))}</section>"
-    if facts:
-        parts += f"<section><h2>Machine</h2>{_table(_pairs(facts))}</section>"
+    if run.data:
+        parts += f"<section><h2>Data</h2>{_table(_pairs(run.data))}</section>"
+    if run.machine:
+        parts += f"<section><h2>Machine</h2>{_table(_pairs(run.machine))}</section>"
     return f"<div class=pair>{parts}</div>" if parts else ""
 
 

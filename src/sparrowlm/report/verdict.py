@@ -27,7 +27,7 @@ class Yardstick:
     name: str
     value: float  # bits per byte of the held-out text
     beaten: bool  # the run's figure is below
-    first_below: float | None  # seconds of the first evaluation below, also where the end is above
+    first_below: float | None  # seconds of the first evaluation below
 
 
 def yardsticks(run: Run) -> list[Yardstick]:
@@ -55,10 +55,12 @@ def headline(run: Run) -> str:
     parts += [f"{steps:,.0f} step{'s' * (steps != 1)}"] if steps is not None else []
     when = f"After {' and '.join(parts)}" if parts else "So far"
     bits, loss = run.figure("val_bits_per_byte"), run.figure("val_loss")
+    early = bool(run.best) and run.best is not run.evals[-1]
+    best = f", at step {run.best.get('step')}, its best" if early else ""
     if bits is not None:
-        return f"{when} the model needs {bits:.3f} bits per byte of text it has not seen."
+        return f"{when} the model needs {bits:.3f} bits per byte of text it has not seen{best}."
     if loss is not None:
-        return f"{when} the held-out loss is {loss:.3f} nats per token."
+        return f"{when} the held-out loss is {loss:.3f} nats per token{best}."
     loss = run.figure("train_loss")
     if loss is None:
         return f"{when}, nothing has been measured."
@@ -103,8 +105,6 @@ def pace(run: Run) -> str:
 def _said(entry: Yardstick) -> str:
     """As a sentence names it: `xz -9 (1.481, passed after 2 min 10 s)`."""
     passed = "" if entry.first_below is None else f"passed after {show_duration(entry.first_below)}"
-    if passed and not entry.beaten:
-        passed = f"though {passed}"
     facts = ", ".join(filter(None, [f"{entry.value:.3f}", passed]))
     return f"{_LONG.get(entry.name, entry.name)} ({facts})"
 
