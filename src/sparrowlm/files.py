@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import pickletools
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -138,9 +139,18 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed writers left in `folder`; call it where no other writer is at work."""
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove what killed writers left in `folder`; call it where no other writer is at work.
+
+    Args:
+        folder: may be absent.
+        name: only what was to become this result; "" for everything.
+    """
+    # mkdtemp's own part has eight characters, none of them a hyphen: "a" does not take "a-b".
+    ours = re.compile(re.escape(f"{TEMPORARY}{name}-") + r"(old-)?[a-z0-9_]{8}")
     for left in folder.glob(f"{TEMPORARY}*"):
+        if name and not ours.fullmatch(left.name):
+            continue
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparrowlm import files
-from sparrowlm.errors import DataError, TokenizerError
+from sparrowlm.errors import DataError, TokenizerError, UserError
 
 if TYPE_CHECKING:
     from sparrowlm.text.tokenizer import Tokenizer
@@ -261,6 +261,15 @@ def _open_prepared(folder: Path) -> Dataset:
     )
 
 
+def sizes_match(folder: Path) -> bool:
+    """Whether a prepared dataset's files are there in the sizes that its manifest says."""
+    try:
+        _check_sizes(folder, files.read_json(folder / files.MANIFEST)["files"])
+    except UserError:
+        return False
+    return True
+
+
 def _check_sizes(folder: Path, manifest: dict[str, dict[str, Any]]) -> None:
     for name, entry in manifest.items():
         path = folder / name
@@ -322,13 +331,12 @@ def _open_headerless(folder: Path, dtype: str, tokenizer: Tokenizer | None) -> D
 
 def _read_meta(path: Path) -> tuple[Tokenizer | None, int]:
     """The vocabulary in nanoGPT's `meta.pkl`: a tokenizer where each id stands for one
-    character, and the size it names.
+    character (None otherwise), and the size it names.
 
     Raises:
         DataError: the file does not say what nanoGPT's says.
     """
-    from sparrowlm.config.schema import TokenizerConfig
-    from sparrowlm.text.tokenizer import train_tokenizer
+    from sparrowlm.text.tokenizer import character_tokenizer
 
     meta = files.read_foreign(path)
     itos = meta.get("itos") if isinstance(meta, dict) else None
@@ -338,9 +346,9 @@ def _read_meta(path: Path) -> tuple[Tokenizer | None, int]:
     if not isinstance(itos, dict) or sorted(itos) != list(range(size)):
         return None, size
     texts = [itos[token] for token in range(size)]
-    if texts != sorted({text for text in texts if isinstance(text, str) and len(text) == 1}):
+    if len({text for text in texts if isinstance(text, str) and len(text) == 1}) != size:
         return None, size
-    return train_tokenizer(["".join(texts)], TokenizerConfig(kind="chars")), size
+    return character_tokenizer(texts), size
 
 
 def _headerless_fingerprint(paths: dict[str, Path], dtype: str) -> str:

@@ -1,0 +1,186 @@
+"""Tokens of a whole input in one pass: encode to the spool, decide the split, deal out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparrowlm import files
+from sparrowlm.config.schema import DataConfig
+from sparrowlm.data.encode import Encoder, encode_all
+from sparrowlm.data.reader import Reader
+from sparrowlm.data.shards import DTYPES, FACTS, FORMAT
+from sparrowlm.data.sources import Source
+from sparrowlm.data.split import ENDS, STARTS, Cut, Plan, Tally, decide, find_cut, line_end
+from sparrowlm.data.writer import Dealer, SplitWriter, Spool
+from sparrowlm.errors import DataError
+from sparrowlm.text.documents import END_OF_TEXT
+
+if TYPE_CHECKING:
+    from sparrowlm.text.tokenizer import Tokenizer
+
+Progress = Callable[[str, int, int], None]
+"""Told what is going on, and how many of how many bytes are done."""
+
+PROCESSES_FROM = 1 << 26  # bytes of input above which workers are processes
+REJECTED = "rejected.jsonl"
+NAMED = 3  # files named in a note
+
+
+def build(
+    sources: list[Source],
+    tokenizer: Tokenizer,
+    work: Path,
+    config: DataConfig,
+    progress: Progress | None,
+) -> tuple[dict[str, Any], Reader]:
+    """Fill the folder `work` with a prepared dataset, manifest excepted.
+
+    Returns:
+        What `dataset.json` says, and what the reader met.
+
+    Raises:
+        DataError: a bad row, a file that cannot be read, no text at all.
+    """
+    (work / "tokenizer").mkdir()
+    tokenizer.save(work / "tokenizer")
+    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    reader = Reader(sources, config, work / REJECTED)
+    spool, tally = Spool(work, DTYPES[dtype]), Tally()
+    encoder = Encoder(tokenizer, DTYPES[dtype], config.val_fraction)
+    total = sum(source.path.stat().st_size for source in sources)
+    workers, apart = _workers(config, total)
+    folder = work / "tokenizer" if apart else None
+    for encoded in encode_all(reader.loads(), encoder, workers, folder):
+        spool.append(encoded.ids, encoded.table)
+        tally.add(encoded.table)
+        if progress is not None:
+            progress("encoding", encoded.read, total)
+    check_not_empty(tally, reader)
+    plan = decide(tally, config, grouped=bool(sources[0].group))
+    splits = _deal(spool, tally, plan, encoder, reader)
+    facts = {
+        "format": FORMAT,
+        "dtype": dtype,
+        "vocab_size": tokenizer.vocab_size,
+        "eot_id": tokenizer.eot_id,
+        "tokenizer": {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint},
+        "splits": splits,
+        "split": {"rule": plan.rule, "val_fraction": config.val_fraction, "reason": plan.reason},
+        "accepted": reader.accepted,
+        "rejected": reader.rejected,
+        "notes": notes(plan, config, reader),
+        "sources": [
+            {"path": str(source.path), "bytes": source.path.stat().st_size}
+            | ({"group": source.group} if source.group else {})
+            for source in sources
+        ],
+    }
+    files.write_json(work / FACTS, facts)
+    return facts, reader
+
+
+def check_not_empty(tally: Tally, reader: Reader) -> None:
+    """
+    Raises:
+        DataError: no text was found.
+    """
+    if tally.bytes:
+        return
+    rows = reader.accepted + reader.rejected
+    names = [str(source.path) for source in reader.sources]
+    raise DataError(
+        "holds no text" if len(names) == 1 else f"{_some(names)}: no text in any of them",
+        where=f"{names[0]}:1" if len(names) == 1 else "",
+        why=f"of {rows} rows, {reader.rejected} were rejected and the rest are empty"
+        if rows
+        else "",
+        fix="check the path and data.text_key",
+    )
+
+
+def notes(plan: Plan, config: DataConfig, reader: Reader) -> list[str]:
+    """What a person should know without asking."""
+    share = f"{config.val_fraction:.0%}"
+    told = {
+        "none": "nothing is held out",
+        "hash": f"held out: about {share} of the documents, by the hash of their text",
+        "group": f"held out: about {share} of the groups, by the hash of their name",
+        "tail": f"held out: the last {share}, by position",
+    }[plan.rule]
+    if plan.reason:
+        told += f" at a line end, since {plan.reason}"
+    found = [told]
+    if reader.parted and not config.document_separator:
+        found.append(f"{_some(reader.parted)}: a line of {END_OF_TEXT} ends a document")
+    if reader.empty:
+        found.append(f"{_some(reader.empty)}: empty")
+    return found
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _workers(config: DataConfig, total: int) -> tuple[int, bool]:
+    """How many workers, and whether they are processes."""
+    if config.workers:
+        return config.workers, config.workers > 1
+    usable = getattr(os, "sched_getaffinity", None)  # Linux only: cores this process may use
+    cores = len(usable(0)) if usable else os.cpu_count() or 1
+    return cores, cores > 1 and total > PROCESSES_FROM
+
+
+def _deal(
+    spool: Spool, tally: Tally, plan: Plan, encoder: Encoder, reader: Reader
+) -> dict[str, dict[str, Any]]:
+    """Spool to splits. Returns what `dataset.json` says of each."""
+    folder, dtype = spool.shards.folder, spool.shards.dtype
+    train = SplitWriter(folder, "train", dtype)
+    val = None if plan.rule == "none" else SplitWriter(folder, "val", dtype)
+    table = spool.finish()
+    dealer = Dealer(spool, train, val)
+    if plan.rule == "tail":
+        cut = find_cut(table, tally, encoder.share)
+        dealer.deal(table[: cut.piece], side=0)
+        rest = cut.piece
+        if cut.inside is not None:
+            _deal_in_two(dealer, int(table[rest]["tokens"]), cut, plan, encoder, reader)
+            rest += 1
+        dealer.deal(table[rest:], side=1)
+    else:
+        dealer.deal(table, side=0 if val is None else None)
+    dealer.finish()
+    del table
+    spool.remove()
+    return {"train": train.close()} | ({} if val is None else {"val": val.close()})
+
+
+def _deal_in_two(
+    dealer: Dealer, tokens: int, cut: Cut, plan: Plan, encoder: Encoder, reader: Reader
+) -> None:
+    """The piece that the cut lies in: its halves are read and encoded anew, and its `tokens` are
+    passed over."""
+    piece = piece_at(reader, cut.piece)
+    at = cut_position(piece.text, cut, plan)
+    head, tail = piece.text[:at], piece.text[at:]
+    dealer.take(tokens)
+    dealer.give(0, *encoder.piece(head, STARTS * piece.starts | ENDS))
+    dealer.give(1, *encoder.piece(tail, STARTS | ENDS * piece.ends))
+
+
+def piece_at(reader: Reader, number: int) -> Any:
+    """Piece `number` of all, read again."""
+    again = Reader(reader.sources, reader.config)
+    _, piece = next(islice(again.pieces(), number, None))
+    return piece
+
+
+def cut_position(text: str, cut: Cut, plan: Plan) -> int:
+    """Where the piece's text is cut in two."""
+    inside = cut.inside or 0
+    return line_end(text, inside) if plan.at_line_end else inside

@@ -1,0 +1,124 @@
+"""Text to tokens on disk.
+
+    sources -> pieces -> loads -> ids (workers) -> spool -> train, val -> manifest
+
+One process reads and writes; workers encode. Everything passes in the order of the sources, and
+nothing is held but the loads under way, so neither the number of workers nor the size of the
+input changes what comes out or how much memory it takes. Free of torch.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparrowlm import files
+from sparrowlm.config.schema import DataConfig, TokenizerConfig
+from sparrowlm.data.build import Progress, build
+from sparrowlm.data.cache import cache_key, is_whole, tokenizer_for
+from sparrowlm.data.lock import locked
+from sparrowlm.data.sources import Source, as_sources
+from sparrowlm.data.split import check_share
+
+if TYPE_CHECKING:
+    from sparrowlm.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was prepared."""
+
+    folder: Path
+    splits: dict[str, dict[str, Any]]
+    """For train and val: tokens, documents, bytes (UTF-8, of the text), shards."""
+    accepted: int
+    rejected: int
+    shown: tuple[str, ...]
+    """The first rejections, as file:line: reason; all of them are in `rejected.jsonl`."""
+    notes: tuple[str, ...]
+    """What a person should know: how it was split and why, what parted documents."""
+
+
+def prepare(
+    inputs: Sequence[str | Path | Source],
+    tokenizer: Tokenizer,
+    out: Path,
+    config: DataConfig,
+    progress: Progress | None = None,
+) -> Summary:
+    """Write a prepared dataset.
+
+    It appears under its name when it is whole. Killed and started again, it starts over, and what
+    the killed one left is removed.
+
+    Args:
+        inputs: files, folders, globs, or sources with a group.
+        tokenizer: makes the ids.
+        out: the dataset's folder; must not exist.
+        config: how to read and split; `config.path` is not looked at.
+        progress: told of bytes read.
+
+    Raises:
+        DataError: a bad row, a wrong encoding, no text at all: naming file and line.
+        RunError: `out` exists, or another process writes it.
+    """
+    check_share(config)
+    sources = as_sources(inputs)
+    with locked(out, wait=False):
+        files.sweep(out.parent, out.name)
+        with files.publish(out) as work:
+            facts, reader = build(sources, tokenizer, work, config, progress)
+    return Summary(
+        folder=out,
+        splits=facts["splits"],
+        accepted=reader.accepted,
+        rejected=reader.rejected,
+        shown=tuple(reader.shown),
+        notes=tuple(facts["notes"]),
+    )
+
+
+def prepare_cached(
+    config: DataConfig,
+    tokenizer_config: TokenizerConfig,
+    cache: Path,
+    progress: Progress | None = None,
+    sources: Sequence[Source] | None = None,
+) -> Path:
+    """The prepared dataset of some text and a tokenizer, made where the cache has none.
+
+    A bpe vocabulary is learned from the training side alone: what is held out stays unseen by the
+    tokenizer too. A character vocabulary is of all the text, as nanoGPT's is; a character that
+    only the held-out text has could not be said otherwise.
+
+    Args:
+        config: the text, how to read and split it.
+        tokenizer_config: which tokenizer; its path, where it needs one, is read.
+        cache: where prepared datasets are kept, each under a name made from contents and settings.
+        progress: told of bytes read, and of learning the vocabulary.
+        sources: instead of `config.path`.
+
+    Returns:
+        The dataset's folder. It is kept as it is: nothing may write into it.
+
+    Raises:
+        DataError: as `prepare`.
+    """
+    check_share(config)
+    found = as_sources(sources if sources is not None else config.path)
+    folder = cache / cache_key(found, config, tokenizer_config)
+    if is_whole(folder):
+        return folder
+    with locked(folder, wait=True):
+        if is_whole(folder):  # another process was faster
+            return folder
+        if folder.exists():
+            shutil.rmtree(folder)
+        files.sweep(cache, folder.name)
+        with files.publish(folder) as work:
+            tokenizer = tokenizer_for(found, config, tokenizer_config, work, progress)
+            build(found, tokenizer, work, config, progress)
+    return folder
