@@ -108,7 +108,7 @@ def notes(plan: Plan, config: DataConfig, reader: Reader) -> list[str]:
     told = {
         "none": "nothing is held out",
         "hash": f"held out: about {share} of the documents, by the hash of their text",
-        "group": f"held out: about {share} of the groups, by the hash of their name",
+        "group": f"held out: whole groups, about {share} of the bytes",
         "tail": f"held out: the last {share}, by position",
     }[plan.rule]
     if plan.reason:

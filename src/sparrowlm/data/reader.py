@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from sparrowlm.config.schema import DataConfig
 from sparrowlm.data.encode import Load
 from sparrowlm.data.sources import Piece, Source, read_pieces
-from sparrowlm.data.split import ENDS, HELD_OUT, STARTS, UNDECIDED, falls_out
+from sparrowlm.data.split import ENDS, HELD_OUT, STARTS, UNDECIDED, falls_out, held_groups
 from sparrowlm.errors import DataError
 from sparrowlm.files import disk_faults
 from sparrowlm.text.documents import Rejected, is_json_lines
@@ -70,7 +71,7 @@ class Reader:
         size, side = 0, 0
         for source, piece in self.pieces():
             if piece.starts:
-                side = side_of(source, piece, self.config.val_fraction)
+                side = self._side(source, piece)
             flags.append(STARTS * piece.starts | ENDS * piece.ends | side)
             texts.append(piece.text)
             size += len(piece.text)
@@ -79,6 +80,22 @@ class Reader:
                 texts, flags, size = [], [], 0
         if texts:
             yield Load(texts, flags, self.read)
+
+    def _side(self, source: Source, piece: Piece) -> int:
+        """The flag of a new document's side. Where its text decides and is whole, that is left
+        to whoever encodes it."""
+        if source.group:
+            return HELD_OUT * (source.group in self._held)
+        if piece.ends:
+            return UNDECIDED
+        return HELD_OUT * falls_out(piece.text.encode(), self.config.val_fraction)
+
+    @cached_property
+    def _held(self) -> frozenset[str]:
+        sizes: dict[str, int] = {}
+        for source in self.sources:
+            sizes[source.group] = sizes.get(source.group, 0) + source.path.stat().st_size
+        return held_groups(sizes, self.config.val_fraction)
 
     def _heard(self, taken: int) -> None:
         self.read += taken
@@ -96,11 +113,3 @@ class Reader:
             entry = json.dumps(row._asdict(), ensure_ascii=False)
             with disk_faults(self.rejections), self.rejections.open("ab") as file:
                 file.write(entry.encode() + b"\n")
-
-
-def side_of(source: Source, piece: Piece, share: float) -> int:
-    """The flag of a new document's side. Where its text decides and is whole, that is left to
-    whoever encodes it."""
-    if piece.ends and not source.group:
-        return UNDECIDED
-    return HELD_OUT * falls_out((source.group or piece.text).encode(), share)

@@ -36,7 +36,7 @@ class Source:
 
     path: Path
     group: str = ""
-    """Documents of one group are held out together; "": by the document's own text."""
+    """Documents of one group are held out together; "": each by its own text."""
 
 
 class Piece(NamedTuple):

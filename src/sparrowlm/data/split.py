@@ -5,8 +5,8 @@ Three rules:
 - hash: a document goes where a keyed hash of its text sends it, so the same text is never on both
   sides, and more data later moves nothing. Only the first MiB of a document is hashed, so that a
   document of any size is read in pieces and its side is known with the first.
-- group: the same with the name of the document's group (`Source.group`), where documents of one
-  group resemble each other.
+- group: whole groups (`Source.group`) are held out, in the order of a hash of their names, where
+  documents of one group resemble each other.
 - tail: the end of the data by position, as nanoGPT does.
 
 By hash makes no sense where a side would be empty or one document outweighs the rest; position
@@ -18,6 +18,7 @@ piece is, and are dealt out to the sides at the end (`writer.Spool`).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,8 +45,12 @@ def falls_out(content: bytes, share: float) -> bool:
         content: at least its first `HASHED` bytes, or all of it.
         share: of documents held out, in [0, 1).
     """
-    digest = hashlib.blake2b(content[:HASHED], digest_size=8, key=KEY).digest()
-    return int.from_bytes(digest, "little") < share * 2**64
+    return _hash(content[:HASHED]) < share * 2**64
+
+
+def _hash(content: bytes) -> int:
+    """64 bits; Python's own hash differs from process to process."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8, key=KEY).digest(), "little")
 
 
 def decided(flag: int, content: bytes, share: float) -> int:
@@ -53,6 +58,33 @@ def decided(flag: int, content: bytes, share: float) -> int:
     if not flag & UNDECIDED:
         return flag
     return flag ^ UNDECIDED | HELD_OUT * falls_out(content, share)
+
+
+def held_groups(sizes: Mapping[str, int], share: float) -> frozenset[str]:
+    """The groups that are held out: as nearly `share` of the bytes as whole groups make it.
+
+    Groups are few and of all sizes, so each by its own hash would miss the share widely. They are
+    gone through in the order of the hash of their names, and one that fits is taken.
+
+    Args:
+        sizes: bytes of each group.
+        share: of the bytes held out, in [0, 1).
+
+    Returns:
+        At least one group and never all of them; none where there are fewer than two, or share
+        is 0.
+    """
+    if len(sizes) < 2 or not share:
+        return frozenset()
+    order = sorted(sizes, key=lambda name: (_hash(name.encode()), name))
+    goal, taken, held = share * sum(sizes.values()), 0, set()
+    for name in order:
+        if taken + sizes[name] / 2 <= goal:
+            held.add(name)
+            taken += sizes[name]
+    if not held or len(held) == len(sizes):
+        held = {min(order, key=lambda name: sizes[name])}
+    return frozenset(held)
 
 
 def check_share(config: DataConfig) -> None:
@@ -109,15 +141,15 @@ def decide(tally: Tally, config: DataConfig, grouped: bool) -> Plan:
         return Plan("none")
     if config.split == "tail":
         return Plan("tail")
-    what = "groups" if grouped else "documents"
     if tally.documents == 1:
         return Plan("tail", True, "the data is one document")
-    if tally.held_out == 0:
-        return Plan("tail", True, f"by hash none of the {what} would be held out")
-    if tally.held_out == tally.documents:
-        return Plan("tail", True, f"by hash all of the {what} would be held out")
     if grouped:
-        return Plan("group")
+        both = 0 < tally.held_out < tally.documents
+        return Plan("group") if both else Plan("tail", True, "only one group holds text")
+    if tally.held_out == 0:
+        return Plan("tail", True, "by hash none of the documents would be held out")
+    if tally.held_out == tally.documents:
+        return Plan("tail", True, "by hash all of the documents would be held out")
     share = tally.largest / max(1, tally.bytes)
     if share > LARGEST:
         return Plan("tail", True, f"one document is {share:.0%} of the bytes")
