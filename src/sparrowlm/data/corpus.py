@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,14 +20,14 @@ LARGEST_PACKAGE = 3_000_000  # bytes; of a larger one nothing is taken: it would
 
 
 class Corpus(NamedTuple):
-    """What quickstart trains on."""
+    """Python's own source, and which part of it."""
 
     sources: list[Source]
     description: str
-    """Where it is from; figures compare only within one Python version."""
+    """Reads on as "… of Python 3.13.1": figures compare only within one version."""
 
 
-def quickstart_corpus() -> Corpus:
+def python_sources() -> Corpus:
     """The standard library, or installed packages where this Python came without its source.
 
     The group is the top-level module, so that the held-out part is not a copy of the rest.
@@ -36,13 +35,10 @@ def quickstart_corpus() -> Corpus:
     Raises:
         DataError: neither is there.
     """
-    version = platform.python_version()
-    found = standard_library()
-    if _size(found) >= ENOUGH:
-        description = f"the standard library of Python {version}"
-    else:
+    found, description = standard_library(), "the standard library"
+    if _size(found) < ENOUGH:
         found = installed_packages()
-        description = f"installed packages: Python {version} came without its own source"
+        description = "the installed packages, since the standard library came without its source,"
     if _size(found) < ENOUGH:
         raise DataError(
             "this Python has no source code to learn from",
