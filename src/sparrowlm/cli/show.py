@@ -33,6 +33,7 @@ class Display:
 
     Args:
         console: where to; standard output unless given.
+        progress: of preparing text; its bar goes away when training starts.
         every: seconds of training between two plain lines.
         clock: seconds that only go forward.
     """
@@ -41,12 +42,13 @@ class Display:
         self,
         console: Console | None = None,
         *,
+        progress: PrepareProgress | None = None,
         every: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.console = console or Console(highlight=False)
         self.is_live = self.console.is_terminal and not self.console.is_dumb_terminal
-        self.every, self.clock = every, clock
+        self.progress, self.every, self.clock = progress, every, clock
         self.total_steps, self.budget = 0, 0.0
         self.first: Row = {}  # of this sitting, to measure pace from
         self.row: Row = {}
@@ -57,13 +59,15 @@ class Display:
 
     def start(self, plan: list[str], *, total_steps: int, seconds: float) -> None:
         """Print the plan and begin; length 0 in both is unknown."""
+        if self.progress is not None:
+            self.progress.close()
         self.total_steps, self.budget = total_steps, seconds
         for line in plan:
             self._print(Text(line))
         if self.is_live:
             self.live = Live(
                 console=self.console,
-                get_renderable=self._block,
+                get_renderable=self.block,
                 refresh_per_second=REFRESH,
                 transient=True,
             )
@@ -151,7 +155,7 @@ class Display:
         left = per_step * (self.total_steps - step) - since
         return step / self.total_steps, max(left, 0.0)
 
-    def _block(self) -> Group:
+    def block(self) -> Group:
         """Two lines: how far, and how well."""
         share, left = self._done()
         total = f"/{self.total_steps:,}" if self.total_steps else ""
@@ -210,8 +214,7 @@ class Display:
 class PrepareProgress:
     """How far preparing text is: `progress("tokens", done, total)`, in bytes.
 
-    Shows nothing until called, and ends each bar when it is full, so that another live block may
-    follow.
+    Shows nothing until called, and ends each bar when it is full.
     """
 
     def __init__(self, console: Console | None = None, *, every: float = 5.0) -> None:

@@ -35,7 +35,7 @@ def draw_loss(run: Run) -> bytes:
         rules = yardsticks(run) if title == "bits per byte" else []
         named = [(entry.name, entry.value) for entry in rules]
         _panel(axes, title, *shown[title], named)
-        if index == 0:
+        if index == 0 and any(shown[title]):
             axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper right")
     content = io.BytesIO()
     canvas.print_png(content)

@@ -101,15 +101,18 @@ def read_run(folder: Path) -> Run:
 
 def points(rows: list[Row], key: str, x: str = "step") -> Points:
     """(x, value) of the rows where both are finite numbers; x is `step` or `seconds`."""
-    pairs = ((number(row.get(x)), number(row.get(key))) for row in rows)
-    return [(at, value) for at, value in pairs if at is not None and value is not None]
+    found: Points = []
+    for row in rows:
+        value = number(row.get(key))
+        if value is not None and (at := number(row.get(x))) is not None:
+            found.append((at, value))
+    return found
 
 
 def number(value: Any) -> float | None:
     """A finite number, or None for whatever else a log holds."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
+    kind = type(value)  # exact types, for a bool is an int; and this is asked of every value
+    return float(value) if (kind is float or kind is int) and math.isfinite(value) else None
 
 
 def _recipe(path: Path, faults: list[str]) -> tuple[Recipe | None, str]:

@@ -92,7 +92,7 @@ def data_and_machine(run: Run) -> str:
     return f"<div class=pair>{parts}</div>" if parts else ""
 
 
-def _pairs(facts: dict[str, Any], before: str = "", most: int = 12) -> Pairs:
+def _pairs(facts: dict[str, Any], before: str = "", most: int = 8) -> Pairs:
     """Nested facts as flat rows; long lists are cut, and say so."""
     rows: Pairs = []
     for key, value in facts.items():
@@ -112,7 +112,12 @@ def _fact(key: str, value: Any) -> str:
     """A value with the unit that its key names."""
     amount = number(value)
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_fact(name, part)}" for name, part in value.items())
+        if "path" in value:  # a source: hundreds may follow
+            return str(value["path"])
+        told = {name: part for name, part in value.items() if part not in ("", None)}
+        return ", ".join(
+            f"{name.replace('_', ' ')} {_fact(name, part)}" for name, part in told.items()
+        )
     if amount is None:
         return _shown(value) if isinstance(value, bool) else str(value)
     if key == "bytes" or key.endswith(("_bytes", "memory")):

@@ -46,6 +46,7 @@ def yardsticks(run: Run) -> list[Yardstick]:
 def headline(run: Run) -> str:
     """What was reached, by when.
 
+    >>> from pathlib import Path
     >>> headline(Run(Path("runs/x"), summary={"steps": 10, "val_loss": 2.5}))
     'After 10 steps the held-out loss is 2.500 nats per token.'
     """
