@@ -25,8 +25,8 @@ from typing import NamedTuple
 import zstandard
 
 from sparrowlm.errors import DataError
+from sparrowlm.text.definition import END_OF_TEXT
 
-END_OF_TEXT = "<|endoftext|>"
 JSON_LINES = (".jsonl", ".ndjson")
 COMPRESSED = (".gz", ".zst")
 BLOCK = 1 << 20  # bytes read at once

@@ -7,8 +7,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -180,6 +183,24 @@ class TiktokenEncoder:
         return self._ids[np.array(ranks, np.int64)]
 
 
+class GigatokenEncoder:
+    """The optional `gigatoken` package, above 100 MB/s."""
+
+    name = "gigatoken"
+
+    def __init__(self, definition: Definition) -> None:
+        import gigatoken
+
+        self._raw = gigatoken.Tokenizer.from_json(json.dumps(without_specials(definition)))
+
+    def encode_batch(self, texts: Sequence[str], threads: int) -> list[Ids]:
+        if not texts:
+            return []
+        layout: Any = self._raw.encode_batch(list(texts), parallel=threads > 1).layout
+        ids, borders = np.asarray(layout.content.data), np.asarray(layout.offsets.data)
+        return [ids[start:end] for start, end in pairwise(borders.tolist())]
+
+
 def choose_encoder(definition: Definition, kind: str, texts: Sequence[str]) -> tuple[Encoder, str]:
     """The fastest engine that gives the reference's ids.
 
@@ -196,21 +217,47 @@ def choose_encoder(definition: Definition, kind: str, texts: Sequence[str]) -> t
     if kind == "bytes":
         return ByteEncoder(), ""
     known = ReferenceEncoder(definition)
+    sample = [SAMPLE, *_heads(texts)]
+    expected = known.encode_batch(sample, 1)
+    refusals: list[str] = []
+    for name, build in FAST.items():
+        if importlib.util.find_spec(name) is None:
+            continue
+        try:
+            encoder = build(definition, known)
+            if encoder is None:
+                continue
+            if _equal(encoder.encode_batch(sample, 1), expected):
+                return encoder, _refused(refusals, encoder)
+            refusals.append(f"{name} gives other ids than tokenizers on a sample")
+        except (ImportError, ValueError, TypeError, RuntimeError, OSError) as fault:
+            refusals.append(f"{name} cannot use this vocabulary ({fault})")
+    return known, _refused(refusals, known)
+
+
+def _gigatoken(definition: Definition, known: ReferenceEncoder) -> Encoder | None:
+    return GigatokenEncoder(definition) if split_pattern(definition) else None
+
+
+def _tiktoken(definition: Definition, known: ReferenceEncoder) -> Encoder | None:
     pattern = split_pattern(definition)
     table = ranks_of(definition, known.raw) if pattern else None
-    if pattern is None or table is None:
-        return known, ""
-    encoder = TiktokenEncoder(pattern, *table)
-    sample = [SAMPLE, *_heads(texts)]
-    if same_ids(encoder, known, sample):
-        return encoder, ""
-    return known, "tiktoken gives other ids than tokenizers on a sample, so tokenizers is used"
+    return TiktokenEncoder(pattern, *table) if pattern and table else None
 
 
-def same_ids(one: Encoder, other: Encoder, texts: Sequence[str]) -> bool:
-    """Whether two engines agree on every text."""
-    pairs = zip(one.encode_batch(texts, 1), other.encode_batch(texts, 1), strict=True)
-    return all(np.array_equal(mine, theirs) for mine, theirs in pairs)
+# Fastest first.
+FAST: dict[str, Callable[[Definition, ReferenceEncoder], Encoder | None]] = {
+    "gigatoken": _gigatoken,
+    "tiktoken": _tiktoken,
+}
+
+
+def _refused(refusals: list[str], used: Encoder) -> str:
+    return f"{'; '.join(refusals)}; {used.name} is used" if refusals else ""
+
+
+def _equal(one: Sequence[Ids], other: Sequence[Ids]) -> bool:
+    return all(np.array_equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
 
 
 def ranks_of(definition: Definition, raw: Any) -> tuple[dict[bytes, int], np.ndarray] | None:
@@ -250,22 +297,23 @@ def reference(definition: Definition) -> Any:
     Raises:
         TokenizerError: `tokenizers` refuses the definition.
     """
-    import json
-
     from tokenizers import Tokenizer
 
+    try:
+        return Tokenizer.from_str(json.dumps(without_specials(definition)))
+    except Exception as fault:  # `tokenizers` raises a bare Exception
+        raise TokenizerError(f"tokenizers cannot read it: {fault}") from fault
+
+
+def without_specials(definition: Definition) -> Definition:
+    """The same vocabulary with no way from text to a special id."""
     model = dict(definition["model"])
     specials = set(special_ids(definition)) - {model.get("unk_token")}
     if isinstance(model["vocab"], dict):
-        model["vocab"] = {
-            piece: number for piece, number in model["vocab"].items() if piece not in specials
-        }
+        kept = {piece: id for piece, id in model["vocab"].items() if piece not in specials}
+        model["vocab"] = kept
     plain = {**definition, "added_tokens": [], "post_processor": None, "model": model}
-    plain |= {"truncation": None, "padding": None}
-    try:
-        return Tokenizer.from_str(json.dumps(plain))
-    except Exception as fault:  # `tokenizers` raises a bare Exception
-        raise TokenizerError(f"tokenizers cannot read it: {fault}") from fault
+    return plain | {"truncation": None, "padding": None}
 
 
 def safe_chunks(text: str) -> list[str]:

@@ -109,17 +109,9 @@ class Tokenizer:
             TokenizerError: as `encode`.
         """
         texts = list(texts)
-        try:
-            return self._engine(texts).encode_batch(texts, threads or os.cpu_count() or 1)
-        except (UnicodeEncodeError, TypeError) as fault:
-            broken = next((text for text in texts if not _is_text(text)), None)
-            if broken is None:
-                raise
-            raise TokenizerError(
-                "the text holds half of a surrogate pair, which is no character",
-                why="it was decoded from bytes in another encoding",
-                fix="read it in its own encoding",
-            ) from fault
+        for text in texts:
+            _check_text(text)
+        return self._engine(texts).encode_batch(texts, threads or os.cpu_count() or 1)
 
     def decode(self, ids: Iterable[int], *, specials: bool = False) -> str:
         """Text of ids; bytes that are no UTF-8 become U+FFFD.
@@ -171,6 +163,10 @@ class Tokenizer:
             write_text(folder / "vocab.json", _json(vocab))
             lines = [f"{left} {right}\n" for left, right in merges_of(self._definition)]
             write_text(folder / "merges.txt", "#version: 0.2\n" + "".join(lines))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A worker process gets the vocabulary and chooses its own engine."""
+        return {**self.__dict__, "_encoder": None}
 
     def _engine(self, texts: Sequence[str]) -> Encoder:
         if self._encoder is None:
@@ -281,12 +277,18 @@ def _huggingface_config(chat_template: str = "") -> dict[str, Any]:
     return config | ({"chat_template": chat_template} if chat_template else {})
 
 
-def _is_text(text: str) -> bool:
+def _check_text(text: str) -> None:
+    """Engines differ on what is no text, so none gets it."""
+    if text.isascii():
+        return
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    except UnicodeEncodeError as fault:
+        raise TokenizerError(
+            f"character {fault.start} of the text is half of a surrogate pair",
+            why="it was decoded from bytes in another encoding",
+            fix="read it in its own encoding",
+        ) from fault
 
 
 def _json(value: Any) -> str:
