@@ -1,83 +1,60 @@
-"""The loss of a split and its bits per byte, from sums alone."""
+"""A held-out split measured, in sums alone."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparrowlm.batch import Batch, Objective
-from sparrowlm.runtime import Runtime
+from sparrowlm.runtime import Runtime, all_sum
 
-
-class Likelihood(NamedTuple):
-    """What a model makes of a text, as sums: over batches and ranks they add up, and the
-    division comes last.
-
-    >>> Likelihood(nats_sum=2 * math.log(2), count=2, bytes_sum=8).bits_per_byte
-    0.25
-    """
-
-    nats_sum: float
-    """Over the counted targets, end-of-text included."""
-    count: int
-    """Counted targets."""
-    bytes_sum: int
-    """UTF-8 bytes of the counted targets; special tokens have none. 0: no tokenizer."""
-
-    @property
-    def loss(self) -> float:
-        """Nats per token; NaN of nothing."""
-        return self.nats_sum / self.count if self.count else math.nan
-
-    @property
-    def bits_per_byte(self) -> float | None:
-        """What comparing across vocabularies needs; None without a tokenizer."""
-        return self.nats_sum / (math.log(2) * self.bytes_sum) if self.bytes_sum else None
+Sums = dict[str, tuple[float, float]]
 
 
 def evaluate(
-    objective: Objective,
-    model: nn.Module,
-    batches: Iterable[Batch],
-    byte_lengths: Tensor | None,
-    runtime: Runtime,
-) -> Likelihood:
-    """Measure a model on batches, such as `data.streams.windows` gives them.
+    objective: Objective, model: nn.Module, batches: Iterable[Batch], runtime: Runtime
+) -> Sums:
+    """Every metric of an objective over batches, such as `data.streams.windows` gives.
 
-    Args:
-        objective: one whose metric "loss" is (sum of nats, count).
-        model: left in training or evaluation mode as it is found.
-        batches: this rank's share; where ranks share a split, add up what they return.
-        byte_lengths: (vocab_size,) bytes of every id, 0 for specials, or None.
-        runtime: where and in which precision.
+    Called by all ranks with the same batches: they share them, and all get the result. Dropout is
+    off meanwhile; the model's mode is left as it is found.
+
+    Returns:
+        Each metric's (sum, count) over all batches, so that one division gives the exact mean:
+        nats over targets for "loss", bits over bytes for "bits_per_byte" of `NextToken`. Empty
+        where there is no batch.
+
+    >>> nats, targets = evaluate(objective, model, windows(val, 256, 32), runtime)["loss"]
     """
-    table = None if byte_lengths is None else byte_lengths.to(runtime.device, torch.int64)
-    losses, lengths = [], []
+    rows: list[torch.Tensor] = []  # each (metrics, 2)
+    names: list[str] = []
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            for batch in batches:
-                batch = batch.to(runtime.device)
-                with runtime.autocast():
-                    losses.append(objective(model, batch).metrics["loss"])
-                if table is not None:
-                    lengths.append((table[batch.targets] * batch.mask).sum())
+        with torch.no_grad(), runtime.autocast():
+            for batch, counts in _share(batches, runtime.rank, runtime.world_size):
+                metrics = objective(model, batch.to(runtime.device)).metrics
+                names = list(metrics)
+                rows.append(torch.stack(list(metrics.values())) * counts)
     finally:
         model.train(was_training)
-    # Read once, at the end: the device runs ahead meanwhile. Summed on the host in float64:
-    # float32 has no room for millions of nats, and MPS has nothing wider.
-    sums = _read(losses)
-    return Likelihood(
-        nats_sum=math.fsum(nats for nats, _ in sums),
-        count=int(math.fsum(count for _, count in sums)),
-        bytes_sum=sum(_read(lengths)),
-    )
+    if not rows:
+        return {}
+    # Read once, at the end, so that the device can run ahead; then added in float64 on the host,
+    # since float32 has no room for millions of nats and MPS has nothing wider.
+    total = torch.stack(rows).cpu().double().sum(0)
+    if runtime.world_size > 1:
+        total = all_sum(total.to(runtime.device)).cpu()
+    return {name: (pair[0], pair[1]) for name, pair in zip(names, total.tolist(), strict=True)}
 
 
-def _read(values: list[Tensor]) -> list:
-    return torch.stack(values).cpu().tolist() if values else []
+def _share(batches: Iterable[Batch], rank: int, world_size: int) -> Iterator[tuple[Batch, bool]]:
+    """This rank's batches, and whether each counts. All ranks get equally many, at least one,
+    since a sharded model needs all of them in every forward pass: where the last batches do not
+    go round, a rank repeats another's and leaves it out of the sums."""
+    left = iter(batches)
+    while group := list(islice(left, world_size)):
+        yield group[rank % len(group)], rank < len(group)
