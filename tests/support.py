@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import torch
 
+from sparrowlm.checkpoint import RunFolder
 from sparrowlm.config import (
     EvalConfig,
     ModelConfig,
@@ -16,6 +21,7 @@ from sparrowlm.config import (
     Recipe,
     SamplesConfig,
     TrainConfig,
+    dump_recipe,
 )
 from sparrowlm.data.shards import Dataset, open_dataset
 from sparrowlm.runtime import Runtime
@@ -63,3 +69,59 @@ def with_model(recipe: Recipe, **changes: object) -> Recipe:
 def cpu(precision: str = "float32") -> Runtime:
     """This process alone, on the CPU."""
     return Runtime(device=torch.device("cpu"), precision=precision)
+
+
+def write_recipe(folder: Path, **tables: dict[str, object]) -> Path:
+    """A recipe file for the command line on `byte_dataset(folder / "data")`, changed as told."""
+    byte_dataset(folder / "data")
+    recipe = replace(tiny_recipe(), data=replace(Recipe().data, path=(str(folder / "data"),)))
+    for table, changes in tables.items():
+        recipe = replace(recipe, **{table: replace(getattr(recipe, table), **changes)})
+    path = folder / "recipe.toml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    return path
+
+
+def command(*arguments: object, ranks: int = 1) -> list[str]:
+    """The command line of `sparrow …`, under torchrun for several ranks."""
+    start = [sys.executable, "-m"]
+    if ranks > 1:
+        start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    return [*start, "sparrowlm", *map(str, arguments)]
+
+
+def run_command(*arguments: object, ranks: int = 1, **environment: str) -> CompletedProcess[str]:
+    """Run `sparrow …` to its end and return what it printed; one thread, so that tiny products
+    do not pay for two."""
+    return subprocess.run(
+        command(*arguments, ranks=ranks),
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+
+
+def same_results(one: Path, other: Path) -> None:
+    """Assert that two run folders ended alike: weights, optimizer, state and logs, but for
+    clocks and for what is told of interruptions."""
+    first, second = RunFolder(one), RunFolder(other)
+    assert first.steps()[-1] == second.steps()[-1]
+    last, end = first.load(first.steps()[-1]), second.load(second.steps()[-1])
+    assert last.model.keys() == end.model.keys()
+    assert last.trainer.keys() == end.trainer.keys()
+    for mine, theirs in ((last.model, end.model), (last.trainer, end.trainer)):
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert _timeless(asdict(last.state)) == _timeless(asdict(end.state))
+    for log in RunFolder.LOGS:
+        rows, others = (
+            [_timeless(row) for row in run.rows(log) if row.get("kind") != "event"]
+            for run in (first, second)
+        )
+        assert rows == others
+
+
+def _timeless(row: dict[str, object]) -> dict[str, object]:
+    clocks = ("seconds", "tokens_per_second", "mfu", "memory_bytes", "log_bytes")
+    return {key: value for key, value in row.items() if key not in clocks}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,14 @@ from sparrowlm.checkpoint import Checkpoint, RunFolder, State, find_run
 from sparrowlm.config import Recipe, dump_recipe
 from sparrowlm.data.prepare import prepare_cached
 from sparrowlm.data.shards import Dataset, is_dataset, open_dataset
-from sparrowlm.errors import ConfigError, RunError, SparrowError
-from sparrowlm.evaluate.yardsticks import Yardsticks, measure_yardsticks
-from sparrowlm.infer.engine import Sampler
+from sparrowlm.data.sources import Source
+from sparrowlm.errors import ConfigError, RunError
+from sparrowlm.evaluate.yardsticks import (
+    gzip_bits_per_byte,
+    primed_xz_bits_per_byte,
+    xz_bits_per_byte,
+)
+from sparrowlm.infer.engine import Engine
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.model.count import flops_per_token
 from sparrowlm.model.transformer import Transformer
@@ -28,6 +33,7 @@ from sparrowlm.train.plan import plan_of
 from sparrowlm.train.sitting import Display, Sitting
 
 Progress = Callable[[str, int, int], None]
+YARDSTICK_TOKENS = 20_000_000  # held out or trained on; xz takes a second for each megabyte
 
 
 def train(
@@ -123,6 +129,37 @@ def _sit(
     return summary
 
 
+def prepare_text(
+    recipe: Recipe, progress: Progress | None, sources: Sequence[Source] | None = None
+) -> Path:
+    """The prepared dataset of a recipe's text, or of `sources`, from the cache or made now."""
+    cache = cache_folder() / "prepared"
+    return prepare_cached(recipe.data, recipe.tokenizer, cache, progress, sources)
+
+
+# What a machine can do in the time decides the shape: floating-point operations, then d_model,
+# n_layers, n_heads, dropout. Ten megabytes of text feed no larger model; a GPU passes over them
+# many times, which dropout makes bearable.
+QUICKSTART_SIZES = (
+    (1e14, (256, 4, 4, 0.0)),
+    (1e15, (384, 6, 6, 0.1)),
+    (math.inf, (512, 8, 8, 0.2)),
+)
+
+
+def quickstart_size(recipe: Recipe, seconds: float) -> Recipe:
+    """The quickstart recipe with a model that this machine can train in the time."""
+    runtime = detect(recipe.train.device, recipe.train.precision)
+    rate = matmul_rate(runtime.device, runtime.autocast_dtype or runtime.weight_dtype)
+    operations = rate * seconds
+    shape = next(shape for limit, shape in QUICKSTART_SIZES if operations < limit)
+    d_model, n_layers, n_heads, dropout = shape
+    model = replace(
+        recipe.model, d_model=d_model, n_layers=n_layers, n_heads=n_heads, dropout=dropout
+    )
+    return replace(recipe, model=model)
+
+
 def _dataset(
     recipe: Recipe, runtime: Runtime, progress: Progress | None, folder: Path | None
 ) -> Dataset:
@@ -136,11 +173,10 @@ def _dataset(
         if len(recipe.data.path) == 1 and is_dataset(first):
             folder = first
     if folder is None:
-        cache = cache_folder() / "prepared"
         if runtime.is_main:
-            prepare_cached(recipe.data, recipe.tokenizer, cache, progress)
+            prepare_text(recipe, progress)
         barrier(runtime)
-        folder = prepare_cached(recipe.data, recipe.tokenizer, cache, None)
+        folder = prepare_text(recipe, None)
     return open_dataset(folder, token_dtype=recipe.data.token_dtype)
 
 
@@ -249,7 +285,7 @@ def _writer(
             max_tokens=settings.max_tokens,
             seed=seed,
         )
-        return Sampler(model, tokenizer, runtime).text(prompt, sampling)
+        return Engine(model, tokenizer, runtime).text(prompt, sampling)
 
     return write
 
@@ -267,7 +303,6 @@ def summarize(run: RunFolder, parts: Parts, dataset: Dataset) -> dict[str, Any]:
     tail = [row["loss"] for row in steps[-max(1, min(100, len(steps) // 10)) :] if row["loss"]]
     speeds = sorted(row["tokens_per_second"] for row in steps)
     shares = sorted(row["mfu"] for row in steps if row["mfu"] is not None)
-    yardsticks = measure_yardsticks(dataset.val_bytes(), dataset.train_bytes)
     return {
         "steps": state.step,
         "tokens": state.tokens,
@@ -275,12 +310,27 @@ def summarize(run: RunFolder, parts: Parts, dataset: Dataset) -> dict[str, Any]:
         "train_loss": sum(tail) / len(tail) if tail else None,
         "val_loss": best.get("val_loss"),
         "val_bits_per_byte": best.get("val_bits_per_byte"),
-        **{f"{name}_bits_per_byte": value for name, value in yardsticks._asdict().items()},
+        **yardsticks(dataset),
         "wall_seconds": round(state.seconds, 3),
         "tokens_per_second": speeds[len(speeds) // 2] if speeds else None,
         "mfu": shares[len(shares) // 2] if shares else None,
         "peak_memory_bytes": max((row["memory_bytes"] for row in steps), default=0),
     }
+
+
+def yardsticks(dataset: Dataset) -> dict[str, float | None]:
+    """What compressors make of the held-out bytes; null without a tokenizer or held-out split,
+    and primed where the training text is too large for xz to remember."""
+    keys = ("gzip_bits_per_byte", "xz_bits_per_byte", "xz_primed_bits_per_byte")
+    held_out = dataset.val_bytes(YARDSTICK_TOKENS)
+    if not held_out:
+        return dict.fromkeys(keys)
+    primed = None
+    if len(dataset.train) <= YARDSTICK_TOKENS:
+        primed = primed_xz_bits_per_byte(held_out, dataset.train_bytes() or b"")
+    return dict(
+        zip(keys, (gzip_bits_per_byte(held_out), xz_bits_per_byte(held_out), primed), strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -292,6 +342,14 @@ class Loaded:
     recipe: Recipe
     runtime: Runtime
     step: int
+
+    def write(self, prompt: str, sampling: Sampling) -> str:
+        """The completion of a text."""
+        return Engine(self.model, self.tokenizer, self.runtime).text(prompt, sampling)
+
+    def write(self, prompt: str, sampling: Sampling) -> str:
+        """The completion of a text."""
+        return Engine(self.model, self.tokenizer, self.runtime).text(prompt, sampling)
 
 
 def load_run(path: Path, device: str = "auto", precision: str = "auto") -> Loaded:

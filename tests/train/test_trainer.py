@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import byte_dataset, cpu, tiny_recipe, with_model
 
 from sparrowlm.batch import Batch, Loss
 from sparrowlm.checkpoint import RunFolder
@@ -15,7 +14,7 @@ from sparrowlm.errors import EnvironmentFault
 from sparrowlm.objectives.next_token import NextToken
 from sparrowlm.train.build import build, resolve_recipe
 from sparrowlm.train.sitting import snapshot
-
+from support import byte_dataset, cpu, tiny_recipe, with_model
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from sparrowlm.checkpoint import Checkpoint, RunFolder
 from sparrowlm.config import Recipe
 from sparrowlm.config.units import parse_span
 from sparrowlm.data.shards import Dataset
-from sparrowlm.evaluate.likelihood import evaluate
+from sparrowlm.evaluate.likelihood import measure
 from sparrowlm.runtime import Runtime, derived_seed, peak_memory_bytes
 from sparrowlm.train.build import Parts
 from sparrowlm.train.stages import STAGES
@@ -149,7 +149,7 @@ class Sitting:
         return {
             "kind": "train",
             "step": row.step,
-            **{"bits_per_byte": None, **means},
+            "bits_per_byte": None, **means,
             "lr": self.recipe.optim.lr * row.lr_scale,
             "grad_norm": _finite(row.grad_norm),
             "tokens": row.tokens,
@@ -177,7 +177,7 @@ class Sitting:
             Whether it is the best so far.
         """
         batches = STAGES[self.recipe.stage].held_out(self.recipe, self.dataset)
-        found = evaluate(self.parts.objective, self.parts.model, batches, self.runtime)
+        found = measure(self.parts.objective, self.parts.model, batches, self.runtime)
         if "loss" not in found:
             return False
         loss = _mean(found["loss"])

@@ -221,7 +221,9 @@ class Trainer:
             loss_scale_age=age,
         )
         if bad and scale == state.loss_scale:
-            self._tell(f"step {self.state.step} was not applied: its loss or gradient is not finite")
+            self._tell(
+                f"step {self.state.step} was not applied: its loss or gradient is not finite"
+            )
         if self.state.skipped_in_a_row >= self.max_bad_steps:
             raise EnvironmentFault(
                 f"{self.state.skipped_in_a_row} steps in a row gave a loss or gradient that is not"
@@ -309,4 +311,3 @@ def _next_loss_scale(state: State, bad: bool) -> tuple[float, int]:
     if state.loss_scale_age + 1 >= LOSS_SCALE_PATIENCE:
         return state.loss_scale * 2, 0
     return state.loss_scale, state.loss_scale_age + 1
-

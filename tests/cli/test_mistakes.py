@@ -1,0 +1,202 @@
+"""A user's mistakes: each one clear message and an exit code, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparrowlm.checkpoint import RunFolder
+from sparrowlm.cli import main
+from support import run_command, write_recipe
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return write_recipe(tmp_path, train={"length": "4 steps"}, eval={"every": "2 steps"})
+
+
+def told(capsys, *arguments) -> tuple[int, str]:
+    """Exit code and what was said on standard error; a traceback would fail here."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as left:  # tyro leaves by itself, with 2
+        code = int(left.code or 0)
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.err + shown.out
+    return code, shown.err + shown.out
+
+
+def test_no_such_recipe(capsys):
+    code, said = told(capsys, "train", "recipes/nonesuch.toml")
+    assert code == 2
+    assert "nonesuch.toml: no such recipe" in said
+
+
+def test_misspelt_key_in_the_recipe(capsys, recipe):
+    recipe.write_text(recipe.read_text().replace("n_layers", "n_layer"))
+    code, said = told(capsys, "train", recipe)
+    assert code == 2
+    assert "did you mean n_layers?" in said
+
+
+def test_misspelt_option(capsys, recipe):
+    code, said = told(capsys, "train", recipe, "--train.lenght", "3 steps")
+    assert code == 2
+    assert "--train.length" in said
+
+
+def test_misspelt_command(capsys):
+    code, said = told(capsys, "trian")
+    assert code == 2
+    assert "did you mean sparrow train?" in said
+
+
+def test_no_such_data(capsys, recipe, tmp_path):
+    code, said = told(capsys, "train", recipe, "--data.path", tmp_path / "none.txt")
+    assert code == 2
+    assert "none.txt" in said
+
+
+def test_empty_data(capsys, recipe, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    code, said = told(capsys, "train", recipe, "--data.path", tmp_path / "empty.txt")
+    assert code == 2
+    assert "empty" in said
+
+
+def test_data_shorter_than_the_context(capsys, recipe, tmp_path):
+    ids = np.arange(10, dtype="<u2")
+    (tmp_path / "short").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "short" / f"{split}.bin").write_bytes(ids.tobytes())
+    code, said = told(
+        capsys, "train", recipe, "--out", tmp_path / "run", "--data.path", tmp_path / "short"
+    )
+    assert code == 2
+    assert "10 tokens" in said
+
+
+def test_row_longer_than_the_context(capsys, recipe, tmp_path):
+    code, said = told(capsys, "train", recipe, "--out", tmp_path / "run", "--train.seq_len", "32")
+    assert code == 2
+    assert "train.seq_len: 32 is longer than the model's context of 16" in said
+
+
+def test_vocabulary_smaller_than_the_data(capsys, recipe, tmp_path):
+    line = ["train", recipe, "--out", tmp_path / "run", "--model.vocab_size", "100"]
+    code, said = told(capsys, *line)
+    assert code == 2
+    assert "model.vocab_size 100 is below" in said
+
+
+def test_batch_that_is_no_whole_number_of_rows(capsys, recipe, tmp_path):
+    line = ["train", recipe, "--out", tmp_path / "run", "--train.batch_tokens", "100"]
+    code, said = told(capsys, *line)
+    assert code == 2
+    assert "set it to 96" in said
+
+
+def test_a_run_is_not_written_over(capsys, recipe, tmp_path):
+    run = tmp_path / "run"
+    assert told(capsys, "train", recipe, "--out", run)[0] == 0
+    code, said = told(capsys, "train", recipe, "--out", run)
+    assert code == 2
+    assert "add --resume" in said
+    assert RunFolder(run).newest() == 4
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "difference"),
+    [
+        ("--model.d_model", "64", "model.d_model was 32 and is now 64"),
+        ("--data.path", "other", "another dataset"),
+    ],
+)
+def test_resume_refuses_another_run(capsys, recipe, tmp_path, option, value, difference):
+    run = tmp_path / "run"
+    assert told(capsys, "train", recipe, "--out", run)[0] == 0
+    if value == "other":
+        value = tmp_path / "other"
+        value.mkdir()
+        for split in ("train", "val"):
+            content = (tmp_path / "data" / f"{split}.bin").read_bytes()
+            (value / f"{split}.bin").write_bytes(content[::-1][1::2] * 2)
+    before = (run / "config.toml").read_bytes()
+    code, said = told(capsys, "train", recipe, "--out", run, "--resume", option, value)
+    assert code == 2
+    assert difference in said
+    assert (run / "config.toml").read_bytes() == before
+    assert RunFolder(run).newest() == 4
+
+
+def test_resume_of_nothing(capsys, recipe, tmp_path):
+    code, said = told(capsys, "train", recipe, "--out", tmp_path / "none", "--resume")
+    assert code == 2
+    assert "holds no run to resume" in said
+
+
+def test_a_longer_length_is_allowed_and_said(capsys, recipe, tmp_path):
+    run = tmp_path / "run"
+    assert told(capsys, "train", recipe, "--out", run)[0] == 0
+    line = ["train", recipe, "--out", run, "--resume", "--train.length", "6 steps"]
+    assert told(capsys, *line)[0] == 0
+    assert RunFolder(run).newest() == 6
+    events = [row for row in RunFolder(run).rows("metrics.jsonl") if row["kind"] == "event"]
+    messages = [event["message"] for event in events]
+    assert "train.length was 4 steps and is now 6 steps" in messages
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(capsys, recipe, tmp_path):
+    run = tmp_path / "run"
+    line = ["train", recipe, "--out", run, "--checkpoint.every", "2 steps"]
+    assert told(capsys, *line)[0] == 0
+    folder = RunFolder(run)
+    victim = folder.folder(4) / "model.safetensors"
+    victim.write_bytes(victim.read_bytes()[:-1] + b"\x00")
+    assert folder.newest() == 2
+    assert told(capsys, *line, "--resume")[0] == 0
+    assert folder.newest() == 4
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or os.geteuid() != 0,
+    reason="mounting a small disk needs root on Linux",
+)
+def test_a_full_disk_loses_nothing(recipe, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("this container may not mount a disk")
+    try:
+        line = ["train", recipe, "--out", disk / "run", "--checkpoint.every", "1 steps"]
+        line += ["--checkpoint.keep_last", "100", "--train.length", "50 steps"]
+        done = run_command(*line)
+        assert done.returncode == 3, done.stdout + done.stderr
+        assert "no space left on the device" in done.stderr
+        assert "Traceback" not in done.stderr
+        folder = RunFolder(disk / "run")
+        assert folder.newest() >= 1
+        assert json.loads((folder.folder(folder.newest()) / "state.json").read_text())["step"]
+        assert not list(folder.checkpoints.glob(".tmp-*"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_help_names_every_command(capsys):
+    from sparrowlm.cli import COMMANDS
+
+    code, said = told(capsys, "--help")
+    assert code == 0
+    assert all(name in said for name in COMMANDS)
+    for place, _ in COMMANDS.values():
+        file = place.partition(":")[0]
+        assert (Path(__file__).parents[2] / "src/sparrowlm/cli" / f"{file}.py").is_file()
