@@ -116,6 +116,8 @@ def notes(plan: Plan, config: DataConfig, reader: Reader) -> list[str]:
     found = [told]
     if reader.parted and not config.document_separator:
         found.append(f"{_some(reader.parted)}: a line of {END_OF_TEXT} ends a document")
+    if config.document_separator and not reader.parted:
+        found.append(f"the separator {config.document_separator!r} was not found")
     if reader.empty:
         found.append(f"{_some(reader.empty)}: empty")
     return found

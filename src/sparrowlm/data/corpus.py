@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -77,11 +78,14 @@ def stdlib_folder() -> Path:
 
 def _modules(folder: Path) -> Iterator[tuple[str, Path]]:
     """(top-level name, file) of the Python source below `folder`, sorted."""
-    files = folder.rglob("*.py") if folder.is_dir() else iter(())
-    for path in sorted(files, key=lambda path: path.relative_to(folder).as_posix()):
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in LEFT_OUT]  # walked no further
+        found += [Path(place, name) for name in names if name.endswith(".py")]
+    for path in sorted(found, key=lambda path: path.relative_to(folder).as_posix()):
         parts = path.relative_to(folder).parts
         code_page = parts[0] == "encodings" and parts[-1].startswith("cp")
-        if not any(part in LEFT_OUT for part in parts) and not code_page and _is_text(path):
+        if not code_page and _is_text(path):
             yield parts[0].removesuffix(".py"), path
 
 

@@ -104,7 +104,7 @@ class Reader:
         where = f"{row.source}:{row.line}"
         if not self.config.skip_bad:
             raise DataError(
-                row.reason, where=where, fix="mend it; or skip and list such rows with skip_bad"
+                row.reason, where=where, fix="mend it, or skip and list such rows: --skip-bad"
             )
         self.rejected += 1
         if len(self.shown) < SHOWN:

@@ -120,7 +120,8 @@ def _plain(
             held, size, starts, start = [], 0, True, line
         elif size > PIECE_CHARACTERS:
             text = "".join(held)
-            at = safe_cut(text)
+            # One character stays: the last line end of the file may not belong to its document.
+            at = min(safe_cut(text), len(text) - 1)
             yield Piece(text[:at], start if found else 0, starts, False)
             held, size, starts = [text[at:]], len(text) - at, False
     text = "".join(held)
