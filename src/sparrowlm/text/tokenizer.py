@@ -132,7 +132,10 @@ class Tokenizer:
         Raises:
             TokenizerError: an id outside the vocabulary.
         """
-        return b"".join([self.token_bytes(int(number)) for number in ids])
+        numbers = [int(number) for number in ids]
+        if numbers and not 0 <= min(numbers) <= max(numbers) < len(self._pieces):
+            raise self._outside(next(id for id in numbers if not 0 <= id < len(self._pieces)))
+        return b"".join(map(self._pieces.__getitem__, numbers))
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes of one id, `b""` for a special.
@@ -141,10 +144,7 @@ class Tokenizer:
             TokenizerError: an id outside the vocabulary.
         """
         if not 0 <= id < len(self._pieces):
-            raise TokenizerError(
-                f"id {id} is outside the vocabulary of {len(self._pieces)}",
-                why="the ids come from another vocabulary",
-            )
+            raise self._outside(id)
         return self._pieces[id]
 
     def byte_lengths(self) -> np.ndarray:
@@ -163,6 +163,12 @@ class Tokenizer:
             write_text(folder / "vocab.json", _json(vocab))
             lines = [f"{left} {right}\n" for left, right in merges_of(self._definition)]
             write_text(folder / "merges.txt", "#version: 0.2\n" + "".join(lines))
+
+    def _outside(self, id: int) -> TokenizerError:
+        return TokenizerError(
+            f"id {id} is outside the vocabulary of {len(self._pieces)}",
+            why="the ids come from another vocabulary",
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """A worker process gets the vocabulary and chooses its own engine."""
