@@ -11,9 +11,7 @@ import pytest
 
 from sparrowlm.errors import DataError
 from sparrowlm.evaluate.yardsticks import (
-    XZ_DICTIONARY,
     gzip_bits_per_byte,
-    measure_yardsticks,
     primed_xz_bits_per_byte,
     xz_bits_per_byte,
 )
@@ -63,25 +61,3 @@ def test_no_bytes_are_an_error() -> None:
     for measure in (gzip_bits_per_byte, xz_bits_per_byte):
         with pytest.raises(DataError, match="no held-out bytes"):
             measure(b"")
-
-
-def test_all_yardsticks_at_once_are_those_alone() -> None:
-    text, train = _noise(5_000), _noise(9_000, 1)
-    asked: list[int] = []
-
-    def train_bytes(limit: int) -> bytes:
-        asked.append(limit)
-        return train
-
-    found = measure_yardsticks(text, train_bytes)
-    assert found == (
-        gzip_bits_per_byte(text),
-        xz_bits_per_byte(text),
-        primed_xz_bits_per_byte(text, train),
-    )
-    assert asked == [XZ_DICTIONARY]
-
-
-def test_without_text_there_are_no_yardsticks() -> None:
-    assert measure_yardsticks(None, lambda limit: None) == (None, None, None)
-    assert measure_yardsticks(_noise(500), lambda limit: None).xz_primed is None

@@ -4,45 +4,12 @@ from __future__ import annotations
 
 import gzip
 import lzma
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 from sparrowlm.errors import DataError
 
 XZ_DICTIONARY = 64 * 2**20
 """Bytes that `xz -9` can look back on."""
-
-
-class Yardsticks(NamedTuple):
-    """Bits per byte of the held-out text, by what compressed it; None where there is none."""
-
-    gzip: float | None
-    xz: float | None
-    xz_primed: float | None
-
-
-def measure_yardsticks(
-    text: bytes | None, train_bytes: Callable[[int], bytes | None]
-) -> Yardsticks:
-    """All of them at once, in threads.
-
-    Args:
-        text: held-out bytes, or None without a tokenizer.
-        train_bytes: gives the training bytes, `limit` tokens of them, or None.
-    """
-    if not text:
-        return Yardsticks(None, None, None)
-    train = train_bytes(XZ_DICTIONARY) or b""
-    seen = _within_reach(text, train)
-    # The compressors run outside of the interpreter's lock. Two at a time: each may take 700 MB.
-    with ThreadPoolExecutor(2) as pool:
-        together, before, alone = pool.map(_xz, (seen + text, seen, text))
-    return Yardsticks(
-        gzip=gzip_bits_per_byte(text),
-        xz=_bits_per_byte(alone, text),
-        xz_primed=_bits_per_byte(together - before, text) if train else None,
-    )
 
 
 def gzip_bits_per_byte(text: bytes) -> float:
@@ -72,8 +39,8 @@ def primed_xz_bits_per_byte(text: bytes, train: bytes) -> float:
     comparison with a model that has read them, xz(train + text) - xz(train).
 
     Of `train` only the end is used that, with `text`, still fits into the dictionary: what lies
-    further back could not help. Takes about a second for each megabyte, and up to 700 MB of
-    memory; other threads run meanwhile.
+    further back could not help. Takes about a second for each megabyte, on two cores, and up to
+    1.4 GB of memory.
 
     Args:
         text: held-out bytes.
@@ -82,14 +49,11 @@ def primed_xz_bits_per_byte(text: bytes, train: bytes) -> float:
     Raises:
         DataError: no held-out bytes at all.
     """
-    seen = _within_reach(text, train)
-    return _bits_per_byte(_xz(seen + text) - _xz(seen), text)
-
-
-def _within_reach(text: bytes, train: bytes) -> bytes:
-    """The end of `train` that still lies in the dictionary when the last byte of `text` comes."""
     room = max(XZ_DICTIONARY - len(text), 0)
-    return train[max(len(train) - room, 0) :]
+    seen = train[max(len(train) - room, 0) :]
+    with ThreadPoolExecutor(2) as pool:  # the compressor runs outside of the interpreter's lock
+        together, before = pool.map(_xz, (seen + text, seen))
+    return _bits_per_byte(together - before, text)
 
 
 def _xz(content: bytes) -> int:

@@ -68,7 +68,7 @@ class Decoder:
     """The inference side of a Transformer.
 
     Args:
-        model: its weights as they are now; later changes of them are not seen.
+        model: left as it is. After its weights have changed a new decoder is needed.
         dtype: of the products and so of the cache; the model's own by default.
 
     It takes tokens through a cache as `Transformer.forward` does, and gives the same hidden

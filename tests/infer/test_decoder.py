@@ -1,0 +1,104 @@
+"""The decoder with a cache against the Transformer without one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sparrowlm.config import ModelConfig
+from sparrowlm.errors import UserError
+from sparrowlm.infer.decoder import Decoder
+from sparrowlm.model.cache import KVCache
+from sparrowlm.model.transformer import Transformer
+from writing_support import full_logits, random_model
+
+QWEN3 = ModelConfig(
+    vocab_size=97, d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=12, max_seq_len=24
+)
+GPT2 = replace(
+    QWEN3, norm="layer", positions="learned", mlp="gelu_tanh", qk_norm=False, bias=True,
+    head_dim=8, n_kv_heads=4,
+)  # fmt: skip
+SHAPES = {
+    "qwen3": QWEN3,
+    "llama": replace(QWEN3, qk_norm=False, tie_embeddings=False, rope_theta=5e5),
+    "gpt2": GPT2,
+    "gpt2 without biases": replace(GPT2, bias=False, mlp="gelu"),
+    "relu2, one key head": replace(QWEN3, mlp="relu2", n_kv_heads=1),
+    "reglu, biases": replace(QWEN3, mlp="reglu", bias=True),
+    "relu, learned positions, normed heads": replace(QWEN3, mlp="relu", positions="learned"),
+    "layer norm, rotary, large epsilon": replace(QWEN3, norm="layer", bias=True, norm_eps=0.1),
+    "rms norm, large epsilon": replace(QWEN3, norm_eps=0.1),
+}
+
+
+@pytest.fixture(params=SHAPES.values(), ids=SHAPES)
+def model(request: pytest.FixtureRequest) -> Transformer:
+    return random_model(request.param)
+
+
+def _cache(decoder: Decoder, slots: int = 1) -> KVCache:
+    return KVCache(decoder.config, slots, decoder.config.max_seq_len, dtype=decoder.dtype)
+
+
+@torch.no_grad()
+def test_cached_logits_equal_full_recomputation_to_1e_10_in_float64(model: Transformer) -> None:
+    """Prompt and tokens one by one, to the end of the context, by decoder and by model."""
+    ids = torch.randint(97, (2, 24), generator=torch.Generator().manual_seed(1))
+    full = torch.stack([full_logits(model, row) for row in ids.tolist()])
+    assert full.abs().max() > 0.5
+    decoder = Decoder(model)
+    for reader in (decoder, lambda tokens, cache: model(tokens, cache=cache)):
+        cache = _cache(decoder, slots=2)
+        hidden = [reader(ids[:, :9], cache).hidden]
+        hidden += [reader(ids[:, at : at + 1], cache).hidden for at in range(9, 24)]
+        found = decoder.logits(torch.cat(hidden, dim=1))
+        assert (found - full).abs().max() < 1e-10
+
+
+@torch.no_grad()
+def test_sequences_of_different_lengths_decode_together(model: Transformer) -> None:
+    ids = torch.randint(97, (3, 24), generator=torch.Generator().manual_seed(2)).tolist()
+    decoder = Decoder(model)
+    cache = _cache(decoder, slots=3)
+    lengths = (5, 1, 13)
+    for slot, length in enumerate(lengths):
+        decoder(torch.tensor([ids[slot][:length]]), cache.rows(slot, slot + 1))
+    for step in range(4):
+        last = torch.tensor([[ids[slot][length + step]] for slot, length in enumerate(lengths)])
+        found = decoder.logits(decoder(last, cache).hidden[:, -1])
+        for slot, length in enumerate(lengths):
+            full = full_logits(model, ids[slot][: length + step + 1])[-1]
+            assert (found[slot] - full).abs().max() < 1e-10
+
+
+@torch.no_grad()
+def test_padding_leaves_no_trace() -> None:
+    model = random_model(QWEN3)
+    decoder = Decoder(model)
+    cache = _cache(decoder, slots=2)
+    decoder(torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]]), cache, counts=[4, 2])
+    found = decoder.logits(decoder(torch.tensor([[7], [8]]), cache).hidden[:, -1])
+    for row, ids in enumerate(([1, 2, 3, 4, 7], [5, 6, 8])):
+        assert (found[row] - full_logits(model, ids)[-1]).abs().max() < 1e-10
+
+
+@torch.no_grad()
+def test_bf16_products_stay_near_float32(trained: Transformer, source: bytes) -> None:
+    ids = list(source[1000:1064])
+    full = full_logits(trained, ids).log_softmax(-1)
+    decoder = Decoder(trained, torch.bfloat16)
+    cache = _cache(decoder)
+    found = decoder.logits(decoder(torch.tensor([ids]), cache).hidden)[0]
+    assert found.dtype == cache.keys[0].dtype == torch.bfloat16
+    divergence = (full.exp() * (full - found.float().log_softmax(-1))).sum(-1)
+    assert divergence.mean() < 1e-3
+
+
+def test_more_positions_than_the_model_has_are_an_error() -> None:
+    decoder = Decoder(random_model(QWEN3))
+    cache = KVCache(decoder.config, 1, max_len=30, dtype=torch.float64)
+    with pytest.raises(UserError, match=r"25 positions .* 24"):
+        decoder(torch.zeros(1, 25, dtype=torch.int64), cache)
