@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from sparrowlm.config import Recipe
 from sparrowlm.errors import RunError
-from sparrowlm.report import write_report
+from sparrowlm.report import tables, write_report
 from sparrowlm.report.html import page
 from sparrowlm.report.read import Run, read_run
 
@@ -183,3 +185,12 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path)
     with pytest.raises(RunError, match="no such run"):
         write_report(tmp_path / "nothing")
+
+
+def test_every_setting_that_differs_is_explained() -> None:
+    for section in fields(Recipe):
+        kind = type(getattr(Recipe(), section.name))
+        if is_dataclass(kind):
+            meanings = tables._meanings(kind)  # pyright: ignore[reportPrivateUsage]
+            assert meanings.keys() == {field.name for field in fields(kind)}
+            assert all(meanings.values())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 from sparrowlm.config import Recipe
 from sparrowlm.config.units import show_bytes, show_duration
@@ -61,8 +62,16 @@ def _changed(recipe: Recipe) -> dict[str, list[tuple[str, str, str]]]:
 
 def _meanings(kind: type) -> dict[str, str]:
     """The comments behind a schema class's fields, which are their help texts."""
-    found = re.findall(r"^ {4}(\w+):[^#\n]*#\s*(.+)$", inspect.getsource(kind), re.MULTILINE)
-    return {name: re.sub(r"; derived:.*", "", meaning) for name, meaning in found}
+    source = inspect.getsource(kind)
+    body = cast(ast.ClassDef, ast.parse(source).body[0]).body
+    meanings = {}
+    for field in body:
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            written = "\n".join(source.splitlines()[field.lineno - 1 : field.end_lineno])
+            comment = re.search(r"#\s*(.+)$", written, re.MULTILINE)
+            if comment:
+                meanings[field.target.id] = re.sub(r"; derived:.*", "", comment[1])
+    return meanings
 
 
 def _told(meaning: str, default: Any) -> str:
