@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sparrowlm.errors import TokenizerError
@@ -116,7 +116,7 @@ def define_gpt2(vocab: Mapping[str, int], merges: Sequence[Merge]) -> Definition
 
 def is_byte_level(definition: Definition) -> bool:
     """Whether pieces are spelled in `BYTE_TO_CHARACTER`."""
-    return _mentions(definition.get("decoder"), "ByteLevel")
+    return any(e.get("type") == "ByteLevel" for e in _entries(definition.get("decoder")))
 
 
 def special_ids(definition: Definition) -> dict[str, int]:
@@ -198,6 +198,18 @@ def split_pattern(definition: Definition) -> str | None:
     return None
 
 
+def adds_space(definition: Definition) -> bool:
+    """Whether encoding puts a space before the text that decoding takes away again, as
+    SentencePiece does."""
+    if is_byte_level(definition):
+        return False
+    return any(
+        (entry.get("type") == "Strip" and entry.get("start"))
+        or (entry.get("type") == "Metaspace" and entry.get("prepend_scheme") != "never")
+        for entry in _entries(definition.get("decoder"))
+    )
+
+
 def _spelling(definition: Definition) -> Any:
     """How a piece turns into bytes."""
     if is_byte_level(definition):
@@ -245,8 +257,12 @@ def _byte_level(*, use_regex: bool) -> Definition:
     }
 
 
-def _mentions(entry: Any, kind: str) -> bool:
-    """Whether a (possibly nested) entry has this type."""
+def _entries(entry: Any) -> Iterator[Definition]:
+    """A (possibly nested) entry and those within it."""
     if isinstance(entry, dict):
-        return entry.get("type") == kind or any(_mentions(part, kind) for part in entry.values())
-    return isinstance(entry, list) and any(_mentions(part, kind) for part in entry)
+        yield entry
+        for part in entry.values():
+            yield from _entries(part)
+    elif isinstance(entry, list):
+        for part in entry:
+            yield from _entries(part)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
@@ -312,6 +313,13 @@ def without_specials(definition: Definition) -> Definition:
     if isinstance(model["vocab"], dict):
         kept = {piece: id for piece, id in model["vocab"].items() if piece not in specials}
         model["vocab"] = kept
+    else:
+        # A Unigram model numbers its entries by position, so theirs get a name nobody can type.
+        unknown, secret = model.get("unk_id"), secrets.token_hex(16)
+        model["vocab"] = [
+            [f"\0{secret}{id}", score] if piece in specials and id != unknown else [piece, score]
+            for id, (piece, score) in enumerate(model["vocab"])
+        ]
     plain = {**definition, "added_tokens": [], "post_processor": None, "model": model}
     return plain | {"truncation": None, "padding": None}
 

@@ -15,8 +15,8 @@ import zstandard
 from sparrowlm.errors import DataError
 
 BLOCK = 1 << 20  # bytes read at once
-# A zstd block of a few bytes may stand for 128 KiB, so little is fed at once.
-ZSTD_FEED = 1 << 12
+# A zstd block of four bytes may stand for 128 KiB of text, so little is unpacked at once.
+ZSTD_FEED = 1 << 8
 
 OnRead = Callable[[int], None] | None  # hears how many bytes were taken from the disk
 
@@ -55,21 +55,18 @@ def read_blocks(path: Path, on_read: OnRead = None) -> Iterator[bytes]:
 
 def _zstd_blocks(path: Path, on_read: OnRead) -> Iterator[bytes]:
     """All frames of a file. The library's own stream reader ends a truncated file in silence."""
-    frame = _zstd().decompressobj()
-    inside = False
+    frame, inside = _zstd().decompressobj(), False
     with path.open("rb") as file:
-        while fed := file.read(ZSTD_FEED):
-            _tell(on_read, len(fed))
-            while fed:
-                inside = True
-                block = frame.decompress(fed)
-                if block:
-                    yield block
-                fed = b""
-                if frame.eof:
-                    fed = frame.unused_data
-                    frame = _zstd().decompressobj()
-                    inside = False
+        while taken := file.read(BLOCK):
+            _tell(on_read, len(taken))
+            for start in range(0, len(taken), ZSTD_FEED):
+                fed = taken[start : start + ZSTD_FEED]
+                while fed:
+                    if block := frame.decompress(fed):
+                        yield block
+                    fed, inside = frame.unused_data, not frame.eof
+                    if frame.eof:
+                        frame = _zstd().decompressobj()
     if inside:
         raise _truncated(path)
 

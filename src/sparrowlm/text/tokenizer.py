@@ -21,13 +21,16 @@ from sparrowlm.text import foreign, training
 from sparrowlm.text.chat import CHAT_TEMPLATE
 from sparrowlm.text.definition import (
     END_OF_TEXT,
+    PATTERNS,
     Definition,
+    adds_space,
     define_bytes,
     define_characters,
     fingerprint,
     merges_of,
     pieces_of,
     special_ids,
+    split_pattern,
     vocab_of,
 )
 from sparrowlm.text.encoders import Encoder, choose_encoder
@@ -68,9 +71,10 @@ class Tokenizer:
         self._definition = definition
         self._config = config or {}
         self._pieces = pieces_of(definition)
+        self._adds_space = adds_space(definition)
         self._encoder: Encoder | None = None
         if definition.get("normalizer"):
-            self.notes.append("its normalizer rewrites some text before encoding, for good")
+            self.notes.append("its normalizer may rewrite text: decoding need not give the input back")
 
     @property
     def vocab_size(self) -> int:
@@ -82,6 +86,13 @@ class Tokenizer:
         """The Jinja template of `tokenizer_config.json`."""
         template = self._config.get("chat_template")
         return template if isinstance(template, str) else None
+
+    @property
+    def cuts_at_lines(self) -> bool:
+        """Whether a text cut behind a line end that stands between two characters which are no
+        space has the same ids as the whole text; true of all we make."""
+        pattern = split_pattern(self._definition)
+        return self.kind in ("chars", "bytes") or pattern in PATTERNS.values()
 
     @property
     def engine(self) -> str:
@@ -135,7 +146,8 @@ class Tokenizer:
         numbers = [int(number) for number in ids]
         if numbers and not 0 <= min(numbers) <= max(numbers) < len(self._pieces):
             raise self._outside(next(id for id in numbers if not 0 <= id < len(self._pieces)))
-        return b"".join(map(self._pieces.__getitem__, numbers))
+        content = b"".join(map(self._pieces.__getitem__, numbers))
+        return content.removeprefix(b" ") if self._adds_space else content
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes of one id, `b""` for a special.
