@@ -1,0 +1,68 @@
+"""Parameters, operations and memory of a shape, by arithmetic alone.
+
+D the model's width, F the MLP's, V the vocabulary, N query heads, K key-value heads, H the width
+of a head, T positions of a row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sparrowlm.config import ModelConfig
+from sparrowlm.config.schema import GATED
+
+
+class Parameters(NamedTuple):
+    """How many numbers each part holds; a tied table counts once, as the embedding."""
+
+    embedding: int
+    positions: int
+    attention: int
+    mlp: int
+    norms: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self)
+
+
+def count_parameters(config: ModelConfig) -> Parameters:
+    """The parameters of a resolved shape.
+
+    >>> minimind = ModelConfig(6400, 512, 8, 16, 8, d_ff=1408, max_seq_len=512, qk_norm=False)
+    >>> count_parameters(resolve_model(minimind)).total
+    26878464
+    """
+    width, layers = config.d_model, config.n_layers
+    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    attention = width * queries + 2 * width * keys + queries * width
+    mlp = (3 if config.mlp in GATED else 2) * width * config.d_ff
+    if config.bias:
+        attention += queries + 2 * keys + width
+        mlp += (2 if config.mlp in GATED else 1) * config.d_ff + width
+    norm = width * (2 if config.norm == "layer" and config.bias else 1)
+    heads = 2 * config.head_dim if config.qk_norm else 0
+    return Parameters(
+        embedding=config.vocab_size * width,
+        positions=config.max_seq_len * width if config.positions == "learned" else 0,
+        attention=layers * attention,
+        mlp=layers * mlp,
+        norms=layers * (2 * norm + heads) + norm,
+        head=0 if config.tie_embeddings else config.vocab_size * width,
+    )
+
+
+def flops_per_token(config: ModelConfig, seq_len: int) -> float:
+    """Floating-point operations of a training step for each token: forward, and twice that
+    backward (Chowdhery et al. 2022, appendix B).
+
+    A weight costs two operations forward, the head's too, tied or not; looking a row up costs
+    none. Attention is counted where it is causal: half of the T x T products.
+    """
+    counted = count_parameters(config)
+    weights = counted.attention + counted.mlp + config.vocab_size * config.d_model
+    queries = config.n_heads * config.head_dim
+    scores = config.n_layers * 2 * queries * seq_len / 2  # products, of scores and of values
+    return 6 * (weights + scores)
