@@ -347,10 +347,6 @@ class Loaded:
         """The completion of a text."""
         return Engine(self.model, self.tokenizer, self.runtime).text(prompt, sampling)
 
-    def write(self, prompt: str, sampling: Sampling) -> str:
-        """The completion of a text."""
-        return Engine(self.model, self.tokenizer, self.runtime).text(prompt, sampling)
-
 
 def load_run(path: Path, device: str = "auto", precision: str = "auto") -> Loaded:
     """A run at its best step, or at the checkpoint that `path` names; nothing but the folder is

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 # name -> (module:function, one line of help). A module is imported only when its command runs, so
 # that `sparrow --help` needs neither torch nor a second.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "quickstart": ("quickstart:quickstart", "train a small model on this machine's own Python source"),
+    "quickstart": (
+        "quickstart:quickstart",
+        "train a small model on this machine's own Python source",
+    ),
     "train": ("train:train", "train by a recipe"),
     "generate": ("generate:generate", "let a trained run write"),
     "plan": ("plan:plan", "what a recipe will need, before anything starts"),

@@ -13,6 +13,8 @@ from typing import Literal
 Norm = Literal["rms", "layer"]
 Positions = Literal["rope", "learned"]
 Mlp = Literal["swiglu", "reglu", "gelu", "gelu_tanh", "relu", "relu2"]
+Tokens = Literal["bpe", "chars", "bytes", "gpt2", "folder"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 GATED: tuple[str, ...] = ("swiglu", "reglu")
 
 
@@ -43,22 +45,22 @@ class ModelConfig:
 class TokenizerConfig:
     """Where the vocabulary comes from. A prepared dataset brings its own."""
 
-    kind: Literal["bpe", "chars", "bytes", "gpt2", "folder"] = "bpe"  # bpe and chars are trained on the data
+    kind: Tokens = "bpe"  # bpe and chars learn from the data
     path: str = ""  # folder: a Hugging Face tokenizer; gpt2: its files or a tiktoken cache
     vocab_size: int = 6400  # bpe: entries, special tokens included
     pattern: Literal["qwen2", "gpt2"] = "qwen2"  # bpe: how text is cut before merging
-    character_budget: int = 200_000_000  # bpe: characters looked at in training, evenly over the input
+    character_budget: int = 200_000_000  # bpe: how much text is looked at, evenly over the input
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """What is trained on."""
 
-    path: tuple[str, ...] = ()  # Files, folders, globs; a prepared dataset; a train.bin/val.bin folder
+    path: tuple[str, ...] = ()  # Text files, folders, globs; a prepared dataset; a train.bin folder
     text_key: str = "text"  # Key of the text in a JSON row
     encoding: str = "utf-8"  # Of plain text files
     document_separator: str = ""  # A string that parts documents inside a plain file
-    split: Literal["hash", "tail"] = "hash"  # By document hash, or the tail by position as nanoGPT does
+    split: Literal["hash", "tail"] = "hash"  # By document hash, or the last part by position
     val_fraction: float = 0.1  # Share held out
     skip_bad: bool = False  # Count and list bad rows instead of stopping
     document_mask: bool = False  # Attention and positions restart at every document
@@ -76,9 +78,9 @@ class TrainConfig:
     micro_batch_size: int = 0  # Rows per forward pass per device; derived from memory
     seed: int = 1337  # Of weights, data order and dropout
     device: str = "auto"  # auto, cpu, cuda or mps
-    precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"  # Of matrix products
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile where it saves more than it costs
-    activation_checkpointing: bool = False  # Recompute each block in the backward pass: less memory, a third more time
+    precision: Precision = "auto"  # Of matrix products
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile where it pays
+    activation_checkpointing: bool = False  # Less memory for a third more time
     max_bad_steps: int = 10  # Non-finite steps in a row that end the run
 
 
@@ -86,7 +88,7 @@ class TrainConfig:
 class OptimConfig:
     """The optimizer and its schedule."""
 
-    name: Literal["muon", "adamw"] = "muon"  # Muon for matrices with AdamW for the rest, or AdamW for all
+    name: Literal["muon", "adamw"] = "muon"  # Muon for matrices, AdamW for the rest; or AdamW
     lr: float = 3e-3  # Peak learning rate of AdamW
     muon_lr: float = 0.02  # Peak learning rate of Muon
     beta1: float = 0.9  # AdamW's first moment
@@ -95,7 +97,7 @@ class OptimConfig:
     momentum: float = 0.95  # Muon's momentum
     weight_decay: float = 0.1  # On matrices; never on norms and biases
     clip_norm: float = 1.0  # Largest gradient norm; 0: none
-    schedule: Literal["cosine", "wsd"] = "cosine"  # Cosine, or warmup-stable-decay (linear cooldown)
+    schedule: Literal["cosine", "wsd"] = "cosine"  # Cosine, or stable with a linear cooldown
     warmup_steps: int = 100  # Steps of linear warm-up
     cooldown: float = 0.3  # wsd: share of the run that cools down
     floor: float = 0.1  # Final learning rate as a share of the peak

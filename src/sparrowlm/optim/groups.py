@@ -3,6 +3,8 @@
     matrices   two-dimensional weights inside the blocks      Muon, or AdamW; decayed
     tables     embeddings, positions, the head                AdamW; decayed only without Muon
     vectors    norms and biases                               AdamW; never decayed
+
+A parameter that is in none, or in two, stops the run before it starts.
 """
 
 from __future__ import annotations
@@ -109,7 +111,7 @@ class Optimizers:
             optimizer, parameter = owners[name]
             if value.ndim and value.shape != parameter.shape:
                 raise RunError(f"{full} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
-            # AdamW's step counter stays where AdamW keeps it: beside a fused kernel, else on the CPU.
+            # AdamW keeps its step counter beside a fused kernel, and on the CPU otherwise.
             fused = bool(optimizer.defaults.get("fused"))
             device = parameter.device if value.ndim or fused else torch.device("cpu")
             optimizer.state[parameter][key] = value.to(device)

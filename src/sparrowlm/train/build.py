@@ -1,4 +1,4 @@
-"""From a recipe to what the loop needs: derived settings, the model, the optimizers, the schedule."""
+"""From a recipe to what the loop needs: derived settings, model, optimizers, schedule."""
 
 from __future__ import annotations
 

@@ -149,7 +149,8 @@ class Sitting:
         return {
             "kind": "train",
             "step": row.step,
-            "bits_per_byte": None, **means,
+            "bits_per_byte": None,
+            **means,
             "lr": self.recipe.optim.lr * row.lr_scale,
             "grad_norm": _finite(row.grad_norm),
             "tokens": row.tokens,
