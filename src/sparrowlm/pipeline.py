@@ -27,10 +27,18 @@ from sparrowlm.model.transformer import Transformer
 from sparrowlm.report.html import write_report
 from sparrowlm.runtime import Runtime, cache_folder, detect, machine, matmul_rate
 from sparrowlm.text.tokenizer import Tokenizer, load_tokenizer
-from sparrowlm.train.build import Parts, build, length_of, load_weights, resolve_recipe
+from sparrowlm.train.build import (
+    Parts,
+    build,
+    length_of,
+    load_weights,
+    resolve_recipe,
+    total_steps,
+)
 from sparrowlm.train.distributed import attempt, barrier, process_group
-from sparrowlm.train.plan import plan_of
+from sparrowlm.train.plan import Plan, plan_of
 from sparrowlm.train.sitting import Display, Sitting
+from sparrowlm.train.stages import STAGES
 
 Progress = Callable[[str, int, int], None]
 YARDSTICK_TOKENS = 20_000_000  # held out or trained on; xz takes a second for each megabyte
@@ -73,7 +81,7 @@ def train(
         )
     with process_group(runtime):
         dataset = _dataset(recipe, runtime, progress, dataset_folder)
-        recipe = resolve_recipe(recipe, dataset, runtime)
+        recipe = resolve_recipe(recipe, dataset.vocab_size, runtime)
         checkpoint, changes = _resume_point(run, recipe, dataset, runtime) if resume else (None, [])
         weights = None if checkpoint or not recipe.init.from_ else _weights(Path(recipe.init.from_))
         barrier(runtime)  # nobody writes before all have read
@@ -96,7 +104,7 @@ def _sit(
     """Run one sitting and close it."""
     dtype = runtime.autocast_dtype or runtime.weight_dtype
     ceiling = matmul_rate(runtime.device, dtype)
-    plan = plan_of(recipe, runtime, ceiling, rows_per_epoch=parts.trainer.stream.rows_per_epoch)
+    plan = plan_of(recipe, runtime, ceiling, total_steps=parts.trainer.schedule.total)
     if runtime.is_main:
         display.start(
             plan.short(),
@@ -158,6 +166,40 @@ def quickstart_size(recipe: Recipe, seconds: float) -> Recipe:
         recipe.model, d_model=d_model, n_layers=n_layers, n_heads=n_heads, dropout=dropout
     )
     return replace(recipe, model=model)
+
+
+def plan_recipe(recipe: Recipe, available: int = 0) -> tuple[Plan, Runtime, bool]:
+    """Work out a recipe without touching its text.
+
+    Args:
+        recipe: as read.
+        available: bytes of memory to plan for; 0 takes this machine's.
+
+    Returns:
+        The plan, the runtime it is for, and whether the data was there to count epochs by.
+    """
+    runtime = detect(recipe.train.device, recipe.train.precision)
+    folder = Path(recipe.data.path[0]) if recipe.data.path else Path()
+    prepared = len(recipe.data.path) == 1 and is_dataset(folder)
+    dataset = open_dataset(folder, token_dtype=recipe.data.token_dtype) if prepared else None
+    vocab_size = dataset.vocab_size if dataset else planned_vocabulary(recipe)
+    resolved = resolve_recipe(recipe, vocab_size, runtime)
+    rows = 0
+    if dataset is not None:
+        rows = STAGES[recipe.stage].stream(resolved, dataset).rows_per_epoch
+    rate = matmul_rate(runtime.device, runtime.autocast_dtype or runtime.weight_dtype)
+    total = total_steps(resolved, rows)
+    plan = plan_of(resolved, runtime, rate, total_steps=total, available=available)
+    return plan, runtime, prepared
+
+
+def planned_vocabulary(recipe: Recipe) -> int:
+    """The size a tokenizer will have, as far as the recipe alone tells."""
+    tokenizer = recipe.tokenizer
+    if tokenizer.kind == "folder":
+        return load_tokenizer(Path(tokenizer.path)).vocab_size
+    known = {"bpe": tokenizer.vocab_size, "gpt2": 50257, "bytes": 257, "chars": 128}
+    return recipe.model.vocab_size or known[tokenizer.kind]
 
 
 def _dataset(

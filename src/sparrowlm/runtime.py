@@ -252,6 +252,15 @@ def memory_bytes() -> tuple[int, int]:
     )
 
 
+def device_memory(device: torch.device) -> tuple[int, int]:
+    """(total, free) bytes of the device's memory; main memory for a CPU, and for MPS, which
+    shares it. Zeros where unknown."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total, free
+    return memory_bytes()
+
+
 def peak_memory_bytes(device: torch.device | None = None) -> int:
     """The most memory held so far: of a CUDA device by this process's tensors, else of this
     process in main memory. 0 where the system does not say."""

@@ -25,7 +25,7 @@ def dataset(tmp_path_factory):
 def trained(recipe, dataset, precision="float32", checkpoint=None):
     """Run a recipe to its end; returns its parts and rows."""
     runtime = cpu(precision)
-    parts = build(resolve_recipe(recipe, dataset, runtime), dataset, runtime, checkpoint)
+    parts = build(resolve_recipe(recipe, 256, runtime), dataset, runtime, checkpoint)
     return parts, list(parts.trainer.run())
 
 
@@ -53,7 +53,7 @@ def test_loss_falls(dataset):
 def test_resume_equals_no_interruption_at_every_step(dataset, tmp_path, optimizer):
     recipe = with_model(tiny_recipe(steps=30, micro_batch_size=4, optimizer=optimizer), dropout=0.1)
     runtime = cpu()
-    recipe = resolve_recipe(recipe, dataset, runtime)
+    recipe = resolve_recipe(recipe, 256, runtime)
     straight = build(recipe, dataset, runtime)
     run = RunFolder(tmp_path / "run")
     run.create()
@@ -92,7 +92,7 @@ class Poisoned(NextToken):
 def poisoned(dataset, bad, steps=20):
     """A trainer whose objective fails at the forward passes in `bad`."""
     runtime = cpu()
-    parts = build(resolve_recipe(tiny_recipe(steps), dataset, runtime), dataset, runtime)
+    parts = build(resolve_recipe(tiny_recipe(steps), 256, runtime), dataset, runtime)
     parts.trainer.step_module.objective = Poisoned(bad)
     return parts
 
@@ -133,7 +133,7 @@ class Greedy(NextToken):
 
 def test_out_of_memory_halves_micro_batches_and_keeps_the_batch(dataset):
     runtime = cpu("float64")
-    recipe = resolve_recipe(tiny_recipe(steps=6), dataset, runtime)
+    recipe = resolve_recipe(tiny_recipe(steps=6), 256, runtime)
     parts = build(recipe, dataset, runtime)
     parts.trainer.step_module.objective = Greedy(3)
     rows = list(parts.trainer.run())
@@ -150,7 +150,7 @@ def test_out_of_memory_halves_micro_batches_and_keeps_the_batch(dataset):
 
 def test_out_of_memory_at_one_row_names_the_setting_that_helps(dataset):
     runtime = cpu()
-    parts = build(resolve_recipe(tiny_recipe(), dataset, runtime), dataset, runtime)
+    parts = build(resolve_recipe(tiny_recipe(), 256, runtime), dataset, runtime)
     parts.trainer.step_module.objective = Greedy(0)
     with pytest.raises(EnvironmentFault, match="activation_checkpointing"):
         next(parts.trainer.run())
@@ -158,7 +158,7 @@ def test_out_of_memory_at_one_row_names_the_setting_that_helps(dataset):
 
 def test_clipping_equals_torch(dataset):
     runtime = cpu("float64")
-    recipe = resolve_recipe(tiny_recipe(), dataset, runtime)
+    recipe = resolve_recipe(tiny_recipe(), 256, runtime)
     parts = build(replace(recipe, optim=replace(recipe.optim, clip_norm=0.01)), dataset, runtime)
     trainer = parts.trainer
     batch = trainer.stream.batch(0)
@@ -183,7 +183,7 @@ def test_minutes_become_steps_and_the_decision_is_kept(dataset):
         optim=replace(recipe.optim, cooldown=0.5),
     )
     runtime = cpu()
-    parts = build(resolve_recipe(recipe, dataset, runtime), dataset, runtime)
+    parts = build(resolve_recipe(recipe, 256, runtime), dataset, runtime)
     rows = list(parts.trainer.run())
     state = parts.trainer.state
     assert state.step == state.total_steps == len(rows)
@@ -191,7 +191,7 @@ def test_minutes_become_steps_and_the_decision_is_kept(dataset):
     cooled = [row for row in rows if row.step > state.total_steps - state.cooldown_steps]
     assert 0.7 < cooled[0].seconds < 1.2
     assert 1.2 < rows[-1].seconds < 2.2
-    again = build(resolve_recipe(recipe, dataset, runtime), dataset, runtime, snapshot(parts))
+    again = build(resolve_recipe(recipe, 256, runtime), dataset, runtime, snapshot(parts))
     assert list(again.trainer.run()) == []
 
 
@@ -208,7 +208,7 @@ def test_float16_scale_halves_on_overflow_and_doubles_after_patience(dataset):
 
 def test_a_loss_scale_does_not_change_the_run(dataset):
     runtime = cpu("float64")
-    recipe = resolve_recipe(tiny_recipe(steps=5), dataset, runtime)
+    recipe = resolve_recipe(tiny_recipe(steps=5), 256, runtime)
     plain, scaled = (build(recipe, dataset, runtime) for _ in range(2))
     scaled.trainer.state = replace(scaled.trainer.state, loss_scale=2.0**16)
     for one, other in zip(plain.trainer.run(), scaled.trainer.run(), strict=True):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from sparrowlm.config import ModelConfig
 from sparrowlm.config.schema import GATED
+from sparrowlm.model.head import CHUNK_BYTES
 
 
 class Parameters(NamedTuple):
@@ -66,3 +67,70 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     queries = config.n_heads * config.head_dim
     scores = config.n_layers * 2 * queries * seq_len / 2  # products, of scores and of values
     return 6 * (weights + scores)
+
+
+class Memory(NamedTuple):
+    """Bytes that training holds on one device."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self)
+
+
+def training_memory(
+    config: ModelConfig,
+    rows: int,
+    seq_len: int,
+    *,
+    optimizer: str,
+    weight_bytes: int = 4,
+    product_bytes: int = 4,
+    checkpointing: bool = False,
+) -> Memory:
+    """What a step holds at its peak, without the allocator's own waste.
+
+    Args:
+        config: a resolved shape.
+        rows: of a micro-batch.
+        seq_len: tokens in a row.
+        optimizer: "adamw" keeps two numbers for each weight, "muon" one for those in the blocks.
+        weight_bytes: of a weight, its gradient and its optimizer state.
+        product_bytes: of an activation: 2 under autocast.
+        checkpointing: only the input of each block is kept.
+    """
+    counted = count_parameters(config)
+    matrices = counted.attention + counted.mlp
+    states = 2 * counted.total - (matrices if optimizer == "muon" else 0)
+    tokens, layer = rows * seq_len, layer_activations(config, seq_len)
+    kept = config.n_layers * config.d_model + layer if checkpointing else config.n_layers * layer
+    return Memory(
+        weights=weight_bytes * counted.total,
+        gradients=weight_bytes * counted.total,
+        optimizer=weight_bytes * states,
+        activations=product_bytes * tokens * (kept + 4 * config.d_model),
+        head=2 * min(CHUNK_BYTES, 4 * tokens * config.vocab_size),
+    )
+
+
+def layer_activations(config: ModelConfig, seq_len: int) -> int:
+    """Numbers that a block keeps of each token for its backward pass.
+
+    Norms keep what came in and what went out, and RMSNorm the normed in between; products keep
+    their input, attention its queries, keys, values and result. A test holds this to what
+    autograd is seen to keep.
+    """
+    width, inner = config.d_model, config.d_ff
+    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    norms = 2 * width * (3 if config.norm == "rms" else 2)
+    attention = 2 * (queries + keys) * (2 if config.qk_norm else 1)
+    # gate, its bend, up and their product; or up and its bend.
+    mlp = inner * {"swiglu": 4, "reglu": 3, "relu": 1}.get(config.mlp, 2)
+    dropout = 2 * width + 3 * config.n_heads * seq_len if config.dropout else 0
+    return norms + attention + mlp + dropout

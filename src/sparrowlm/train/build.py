@@ -18,8 +18,9 @@ from sparrowlm.errors import ConfigError, RunError
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.optim import Optimizers, Schedule, build_optimizers
 from sparrowlm.runtime import Runtime
+from sparrowlm.train.compiler import compile_fault
 from sparrowlm.train.distributed import wrap
-from sparrowlm.train.memory import compile_pays, fitting_rows
+from sparrowlm.train.plan import fitting_rows
 from sparrowlm.train.stages import STAGES
 from sparrowlm.train.trainer import LOSS_SCALE_START, Step, Trainer
 
@@ -31,13 +32,18 @@ def length_of(recipe: Recipe) -> Span:
     return parse_span(recipe.train.length, key="train.length", units=LENGTH_UNITS)
 
 
-def resolve_recipe(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recipe:
+def resolve_recipe(recipe: Recipe, vocab_size: int, runtime: Runtime) -> Recipe:
     """The recipe with every derived setting filled in: what `config.toml` holds.
+
+    Args:
+        recipe: as read.
+        vocab_size: of the data's tokenizer.
+        runtime: where it is to run.
 
     Raises:
         ConfigError: sizes that do not fit together.
     """
-    model = resolve_model(recipe.model, dataset.vocab_size)
+    model = resolve_model(recipe.model, vocab_size)
     seq_len = recipe.train.seq_len or model.max_seq_len
     _check_batch(recipe, model, seq_len, runtime)
     train = replace(recipe.train, seq_len=seq_len, precision=runtime.precision)
@@ -50,10 +56,18 @@ def resolve_recipe(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Recipe
     rows = -(-train.batch_tokens // seq_len // runtime.world_size)
     train = replace(train, micro_batch_size=min(micro, rows))
     if train.compile == "auto":
-        recipe = replace(recipe, train=train)
-        train = replace(train, compile="on" if compile_pays(recipe, runtime) else "off")
+        train = replace(train, compile="on" if compile_pays(runtime) else "off")
     held_out = replace(recipe.eval, micro_batch_size=recipe.eval.micro_batch_size or micro)
     return replace(recipe, train=train, eval=held_out)
+
+
+def compile_pays(runtime: Runtime) -> bool:
+    """Whether `train.compile = "auto"` compiles: on a GPU whose compiler is there.
+
+    On two CPU cores the products take most of a step, compiling takes a minute, and it wins too
+    little of that back (docs/performance.md); "on" still compiles there.
+    """
+    return runtime.device.type == "cuda" and not compile_fault(runtime.device)
 
 
 def _check_batch(recipe: Recipe, model: ModelConfig, seq_len: int, runtime: Runtime) -> None:
@@ -189,7 +203,8 @@ def _first_state(recipe: Recipe, runtime: Runtime) -> State:
 
 
 def total_steps(recipe: Recipe, rows_per_epoch: int) -> int:
-    """How many steps `train.length` is; 0 for minutes, which only running can tell."""
+    """How many steps `train.length` is; 0 for minutes, which only running can tell, and for
+    epochs where `rows_per_epoch` is not known (0)."""
     span = length_of(recipe)
     match span.unit:
         case "steps":

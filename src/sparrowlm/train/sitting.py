@@ -17,7 +17,7 @@ from sparrowlm.checkpoint import Checkpoint, RunFolder
 from sparrowlm.config import Recipe
 from sparrowlm.config.units import parse_span
 from sparrowlm.data.shards import Dataset
-from sparrowlm.evaluate.likelihood import measure
+from sparrowlm.evaluate.likelihood import evaluate
 from sparrowlm.runtime import Runtime, derived_seed, peak_memory_bytes
 from sparrowlm.train.build import Parts
 from sparrowlm.train.stages import STAGES
@@ -178,7 +178,7 @@ class Sitting:
             Whether it is the best so far.
         """
         batches = STAGES[self.recipe.stage].held_out(self.recipe, self.dataset)
-        found = measure(self.parts.objective, self.parts.model, batches, self.runtime)
+        found = evaluate(self.parts.objective, self.parts.model, batches, self.runtime)
         if "loss" not in found:
             return False
         loss = _mean(found["loss"])

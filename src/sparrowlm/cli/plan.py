@@ -1,0 +1,82 @@
+"""`sparrow plan RECIPE`: what a run will need, before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from sparrowlm.cli.train import named, recipe_and_overrides
+from sparrowlm.config import Recipe
+from sparrowlm.config.units import parse_bytes, show_bytes, show_count, show_duration
+
+
+@dataclass(frozen=True)
+class Options:
+    """State what a recipe needs and whether it fits. Any of its keys can be set."""
+
+    recipe: tyro.conf.Positional[Path]  # A TOML file, or the name of one that Sparrow brings
+    settings: Annotated[Recipe, tyro.conf.arg(name="")]
+    memory: str = ""  # Memory to plan for, such as 4GB or 24GiB; this machine's where not given
+
+
+def parse_plan(arguments: list[str]) -> None:
+    """Read the recipe, work it out, print it."""
+    path, settings = recipe_and_overrides(arguments)
+    default = Options(path, settings)
+    options = tyro.cli(Options, args=named(arguments), default=default, prog="sparrow plan")
+    show_plan(
+        options.settings, parse_bytes(options.memory, key="--memory") if options.memory else 0
+    )
+
+
+def show_plan(recipe: Recipe, available: int) -> None:
+    """Print a table of the run's needs, and whether it fits."""
+    from sparrowlm.pipeline import plan_recipe
+    from sparrowlm.train.plan import advice
+
+    plan, runtime, rows_known = plan_recipe(recipe, available)
+    console = Console(highlight=False)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    train = plan.recipe.train
+    parts = plan.parameters
+    table.add_row("parameters", f"{parts.total:,}", _parts(parts._asdict()))
+    optimizer = plan.recipe.optim.name
+    for name, note in (
+        ("weights", ""),
+        ("gradients", ""),
+        ("optimizer", optimizer),
+        ("activations", f"{train.micro_batch_size} rows of {train.seq_len} tokens"),
+        ("head", "logits of one chunk, and their gradient"),
+    ):
+        table.add_row(name, show_bytes(getattr(plan.memory, name)), note)
+    usable = f"of {show_bytes(plan.available)} that may be used" if plan.available else ""
+    table.add_row("in all", show_bytes(plan.memory.total), usable, style="bold")
+    table.add_row("checkpoint", show_bytes(plan.checkpoint_bytes), "on the disk, each")
+    table.add_row("per token", f"{show_count(plan.flops_per_token)}FLOP", "forward and backward")
+    if plan.tokens:
+        table.add_row("length", f"{plan.total_steps:,} steps", f"{show_count(plan.tokens)} tokens")
+        work = f"{plan.tokens * plan.flops_per_token:.2e}"
+        table.add_row("work", work, "floating-point operations")
+        rate = f"at half of the measured {plan.rate / 1e9:,.0f} GFLOP/s"
+        table.add_row("time", show_duration(plan.seconds), rate)
+    else:
+        note = "" if rows_known else "in steps once the data is there"
+        table.add_row("length", train.length, note)
+    console.print(table)
+    device = f"{runtime.device} in {runtime.precision}"
+    if plan.fits:
+        console.print(f"It fits ({device}).")
+    else:
+        console.print(f"It does not fit ({device}): {advice(plan, runtime)}.")
+
+
+def _parts(parts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {show_count(count)}" for name, count in parts.items() if count)

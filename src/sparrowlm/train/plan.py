@@ -1,0 +1,137 @@
+"""What a recipe will need, before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sparrowlm.config import Recipe
+from sparrowlm.config.units import show_bytes, show_count, show_duration
+from sparrowlm.model.count import (
+    Memory,
+    Parameters,
+    count_parameters,
+    flops_per_token,
+    training_memory,
+)
+from sparrowlm.runtime import Runtime, device_memory
+
+USABLE = 0.85  # of what is free: the allocator and the libraries want the rest
+ATTAINED = 0.5  # of the matrix-product ceiling: what a training step can be expected to reach
+CPU_TOKENS = 8192  # of a micro-batch on a CPU: more only leaves the caches
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The needs of a run in numbers."""
+
+    recipe: Recipe  # Resolved
+    parameters: Parameters
+    memory: Memory  # At the recipe's micro-batch
+    available: int  # Bytes that may be used; 0 where unknown
+    total_steps: int  # 0: a length in time, or one that only the data can tell
+    flops_per_token: float
+    rate: float  # FLOP/s that the device multiplies matrices at
+    world_size: int
+
+    @property
+    def tokens(self) -> int:
+        """That the run goes through; 0 where its length is a time."""
+        return self.total_steps * self.recipe.train.batch_tokens
+
+    @property
+    def seconds(self) -> float:
+        """How long that takes at half of the ceiling."""
+        return self.tokens * self.flops_per_token / (self.rate * ATTAINED * self.world_size)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of one checkpoint on the disk."""
+        return self.memory.weights + self.memory.optimizer
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory suffices."""
+        return not self.available or self.memory.total <= self.available
+
+    def short(self) -> list[str]:
+        """Two lines that every run prints."""
+        train = self.recipe.train
+        rows = train.batch_tokens // train.seq_len
+        told = (
+            f"{show_count(self.parameters.total)} parameters, {self.recipe.optim.name},"
+            f" {train.precision}{', compiled' if train.compile == 'on' else ''};"
+            f" steps of {rows} x {train.seq_len} tokens, {train.micro_batch_size} rows at a time"
+        )
+        need = f"needs about {show_bytes(self.memory.total)}"
+        need += f" of {show_bytes(self.available)}" if self.available else ""
+        if not self.tokens:
+            return [told, f"{need}; length {train.length}"]
+        length = f"{self.total_steps} steps, {show_count(self.tokens)} tokens"
+        return [told, f"{need}; {length}, about {show_duration(self.seconds)}"]
+
+
+def plan_of(
+    recipe: Recipe, runtime: Runtime, rate: float, *, total_steps: int, available: int = 0
+) -> Plan:
+    """Work out the needs of a resolved recipe.
+
+    Args:
+        recipe: from `resolve_recipe`.
+        runtime: where it is to run.
+        rate: FLOP/s of matrix products there.
+        total_steps: of the run; 0 where its length is a time.
+        available: bytes that may be used; 0 takes what the device has free.
+    """
+    return Plan(
+        recipe=recipe,
+        parameters=count_parameters(recipe.model),
+        memory=step_memory(recipe, runtime, recipe.train.micro_batch_size),
+        available=available or int(USABLE * device_memory(runtime.device)[1]),
+        total_steps=total_steps,
+        flops_per_token=flops_per_token(recipe.model, recipe.train.seq_len),
+        rate=rate,
+        world_size=runtime.world_size,
+    )
+
+
+def step_memory(recipe: Recipe, runtime: Runtime, rows: int) -> Memory:
+    """Bytes of a step with micro-batches of `rows`."""
+    return training_memory(
+        recipe.model,
+        rows,
+        recipe.train.seq_len,
+        optimizer=recipe.optim.name,
+        weight_bytes=runtime.weight_dtype.itemsize,
+        product_bytes=(runtime.autocast_dtype or runtime.weight_dtype).itemsize,
+        checkpointing=recipe.train.activation_checkpointing,
+    )
+
+
+def fitting_rows(recipe: Recipe, runtime: Runtime, available: int = 0) -> int:
+    """The largest micro-batch that fits: the rank's rows, halved until they do; at least 1.
+
+    Args:
+        recipe: with its model and row length resolved.
+        runtime: where it is to run.
+        available: bytes that may be used; 0 takes what the device has free.
+    """
+    available = available or int(USABLE * device_memory(runtime.device)[1])
+    rows = max(1, recipe.train.batch_tokens // recipe.train.seq_len // runtime.world_size)
+    if runtime.device.type == "cpu":
+        rows = min(rows, max(1, CPU_TOKENS // recipe.train.seq_len))
+    while rows > 1 and available and step_memory(recipe, runtime, rows).total > available:
+        rows = (rows + 1) // 2
+    return rows
+
+
+def advice(plan: Plan, runtime: Runtime) -> str:
+    """The setting that would make a run fit."""
+    recipe = plan.recipe
+    rows = fitting_rows(recipe, runtime, plan.available)
+    if step_memory(recipe, runtime, rows).total <= plan.available:
+        return f"train.micro_batch_size = {rows} fits"
+    spared = replace(recipe, train=replace(recipe.train, activation_checkpointing=True))
+    rows = fitting_rows(spared, runtime, plan.available)
+    if step_memory(spared, runtime, rows).total <= plan.available:
+        return f"train.activation_checkpointing = true with train.micro_batch_size = {rows} fits"
+    return "no micro-batch fits: make model.d_model or model.n_layers smaller"
