@@ -325,7 +325,7 @@ def _train(folder: Path, runtime: Runtime) -> list[float]:
         optim=OptimConfig(name="adamw", lr=1e-2, warmup_steps=3),
     )
     dataset = open_dataset(folder)
-    parts = build(resolve_recipe(recipe, dataset, runtime), dataset, runtime)
+    parts = build(resolve_recipe(recipe, dataset.vocab_size, runtime), dataset, runtime)
     losses, began = [], time.perf_counter()
     for row in parts.trainer.run():
         total, count = row.metrics["loss"]

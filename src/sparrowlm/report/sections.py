@@ -54,11 +54,13 @@ def _bars(run: Run) -> str:
         f'<i><b style="width:{value / longest:.2%}"></b></i><span>{value:.3f}</span></div>'
         for name, value, kind in sorted(rows, key=lambda row: -row[1])
     )
+    primed = "; <em>xz primed</em> has read the training text first, as the model has"
+    if all(entry.name != "xz primed" for entry in found):
+        primed = ""
     return (
         f"<div class=bars>{drawn}<p class=note>Bits per byte of the held-out text: how many bits a "
         "byte of it costs, where plain storage takes 8. Shorter is better. The compressors get the "
-        "same bytes; <em>xz primed</em> has read the training text first, as the model "
-        "has.</p></div>"
+        f"same bytes{primed}.</p></div>"
     )
 
 
@@ -204,7 +206,6 @@ def _moment(run: Run, step: int, rows: list[Row]) -> str:
 
 def _sample(row: Row) -> str:
     prompt, text = str(row.get("prompt") or ""), str(row.get("text") or "")
-    text = text.removeprefix(prompt)
     if len(text) > SAMPLE_LENGTH:
         text = text[:SAMPLE_LENGTH] + " …"
     given = f"<b>{escape(prompt)}</b>" if prompt else ""
