@@ -115,13 +115,16 @@ def test_any_number_of_workers_writes_the_same_bytes(
     inputs = [write_rows(tmp_path / "a.jsonl.zst", POEMS)]
     prepared(tmp_path / "one", inputs)
     if workers == 3:  # threads
-        monkeypatch.setattr(build, "_workers", lambda config, total: (3, False))
+        monkeypatch.setattr(build, "_workers", lambda *_: (3, False))
     prepared(tmp_path / "many", inputs, workers=workers)
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
 
 
 def test_workers_need_no_torch() -> None:
-    program = "import sparrowlm.data.prepare, sys; assert 'torch' not in sys.modules"
+    program = (
+        "import sparrowlm.data.prepare, sparrowlm.text.tokenizer, sys\n"
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
@@ -433,3 +436,12 @@ def test_what_a_killed_one_left_is_removed(tmp_path: Path) -> None:
     assert not ours.exists()
     assert other.exists()  # may be somebody else's, at work
     files.verify(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "cut"),
+    [("ab\ncd\nef", 4, 3), ("abcd\nef", 2, 5), ("abcdef", 2, 2), ("abcd\n", 2, 2), ("\nab", 2, 1)],
+)
+def test_line_end_never_leaves_a_side_empty(text: str, position: int, cut: int) -> None:
+    assert split.line_end(text, position) == cut
+    assert 0 < cut < len(text)

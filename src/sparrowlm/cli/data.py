@@ -62,7 +62,7 @@ def prepare(
         summary = write(inputs, chosen, out, config, progress)
     for line in _told(summary, time.monotonic() - began):
         console.print(Text(line), soft_wrap=True)
-    for note in (*summary.notes, *chosen.notes):
+    for note in summary.notes:
         console.print(Text(note), soft_wrap=True)
     _show_rejected(summary, console)
     console.print(Text(str(summary.folder), "bold"), soft_wrap=True)

@@ -52,13 +52,15 @@ def build(
     spool, tally = Spool(work, DTYPES[dtype]), Tally()
     encoder = Encoder(tokenizer, DTYPES[dtype], config.val_fraction)
     total = sum(source.path.stat().st_size for source in sources)
-    workers, apart = _workers(config, total)
+    workers, apart = _workers(config, total, tokenizer)
     folder = work / "tokenizer" if apart else None
     for encoded in encode_all(reader.loads(), encoder, workers, folder):
         spool.append(encoded.ids, encoded.table)
         tally.add(encoded.table)
         if progress is not None:
             progress("encoding", encoded.read, total)
+    if progress is not None:
+        progress("encoding", total, total)
     check_not_empty(tally, reader)
     plan = decide(tally, config, grouped=bool(sources[0].group))
     splits = _deal(spool, tally, plan, encoder, reader)
@@ -72,7 +74,7 @@ def build(
         "split": {"rule": plan.rule, "val_fraction": config.val_fraction, "reason": plan.reason},
         "accepted": reader.accepted,
         "rejected": reader.rejected,
-        "notes": notes(plan, config, reader),
+        "notes": [*notes(plan, config, reader), *tokenizer.notes],
         "sources": [
             {"path": str(source.path), "bytes": source.path.stat().st_size}
             | ({"group": source.group} if source.group else {})
@@ -128,13 +130,17 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def _workers(config: DataConfig, total: int) -> tuple[int, bool]:
-    """How many workers, and whether they are processes."""
+def _workers(config: DataConfig, total: int, tokenizer: Tokenizer) -> tuple[int, bool]:
+    """How many workers, and whether they are processes.
+
+    gigatoken encodes faster than a process can be handed the text.
+    """
     if config.workers:
         return config.workers, config.workers > 1
     usable = getattr(os, "sched_getaffinity", None)  # Linux only: cores this process may use
     cores = len(usable(0)) if usable else os.cpu_count() or 1
-    return cores, cores > 1 and total > PROCESSES_FROM
+    slow = tokenizer.engine != "gigatoken"
+    return cores, cores > 1 and slow and total > PROCESSES_FROM
 
 
 def _deal(

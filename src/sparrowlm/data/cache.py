@@ -13,6 +13,7 @@ import numpy as np
 from sparrowlm import files
 from sparrowlm.config.schema import DataConfig, TokenizerConfig
 from sparrowlm.data.build import Progress, check_not_empty, cut_position
+from sparrowlm.data.encode import Load
 from sparrowlm.data.reader import Reader
 from sparrowlm.data.shards import FACTS, FORMAT, sizes_match
 from sparrowlm.data.sources import Source
@@ -104,7 +105,7 @@ def training_texts(
 
     Reads the input twice: how it is split is known only once all of it has been seen.
     """
-    spool, tally, plan = _survey(sources, config, work)
+    spool, tally, plan = _survey(sources, config, work, progress)
     try:
         table = spool.finish()
         cut = find_cut(table, tally, config.val_fraction) if plan.rule == "tail" else None
@@ -114,11 +115,13 @@ def training_texts(
     yield from _training_side(Reader(sources, config), plan, cut, progress)
 
 
-def _survey(sources: list[Source], config: DataConfig, work: Path) -> tuple[Spool, Tally, Plan]:
+def _survey(
+    sources: list[Source], config: DataConfig, work: Path, progress: Progress | None
+) -> tuple[Spool, Tally, Plan]:
     """All pieces without their tokens, and how they are to be split."""
     spool, tally = Spool(work, np.dtype("<u2")), Tally()
     reader = Reader(sources, config)
-    for load in reader.loads():
+    for load in _shown(reader, "reading", progress):
         table = np.zeros(len(load.texts), PIECE)
         table["characters"] = list(map(len, load.texts))
         contents = [text.encode() for text in load.texts]
@@ -136,12 +139,9 @@ def _survey(sources: list[Source], config: DataConfig, work: Path) -> tuple[Spoo
 def _training_side(
     reader: Reader, plan: Plan, cut: Cut | None, progress: Progress | None
 ) -> Iterator[str]:
-    total = sum(source.path.stat().st_size for source in reader.sources)
     share = reader.config.val_fraction if plan.rule in ("hash", "group") else 0.0
     number = 0
-    for load in reader.loads():
-        if progress is not None:
-            progress("learning the vocabulary", load.read, total)
+    for load in _shown(reader, "learning the vocabulary", progress):
         for text, flag in zip(load.texts, load.flags, strict=True):
             if cut is not None and number == cut.piece:
                 if cut.inside is not None:
@@ -150,6 +150,17 @@ def _training_side(
             number += 1
             if not share or not decided(flag, text.encode(), share) & HELD_OUT:
                 yield text
+
+
+def _shown(reader: Reader, what: str, progress: Progress | None) -> Iterator[Load]:
+    """The reader's loads, and how far it is."""
+    total = sum(source.path.stat().st_size for source in reader.sources)
+    for load in reader.loads():
+        if progress is not None:
+            progress(what, load.read, total)
+        yield load
+    if progress is not None:
+        progress(what, total, total)
 
 
 def _tokenizer_key(config: TokenizerConfig) -> list[str | int]:

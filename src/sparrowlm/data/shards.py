@@ -324,6 +324,8 @@ def _open_headerless(folder: Path, dtype: str, tokenizer: Tokenizer | None) -> D
             "dtype": dtype,
             "vocab_size": vocab_size,
             "splits": {name: {"tokens": len(tokens)} for name, tokens in splits.items()},
+            "split": {"rule": "given", "reason": "the folder has its own files"},
+            "notes": [],
             "sources": [{"path": str(path)} for path in present.values()],
         },
     )

@@ -55,9 +55,11 @@ def _hash(content: bytes) -> int:
 
 def decided(flag: int, content: bytes, share: float) -> int:
     """The flag of a piece, its side decided by its text where that is still to be done."""
-    if not flag & UNDECIDED:
-        return flag
-    return flag ^ UNDECIDED | HELD_OUT * falls_out(content, share)
+    if flag & UNDECIDED:
+        flag ^= UNDECIDED
+        if falls_out(content, share):
+            flag |= HELD_OUT
+    return flag
 
 
 def held_groups(sizes: Mapping[str, int], share: float) -> frozenset[str]:
