@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sparrowlm import files
-from sparrowlm.checkpoint import Checkpoint, RunFolder, State, find_run
+from sparrowlm.checkpoint import Checkpoint, RunFolder, find_run
 from sparrowlm.config import Recipe, dump_recipe
 from sparrowlm.data.prepare import prepare_cached
 from sparrowlm.data.shards import Dataset, is_dataset, open_dataset
 from sparrowlm.data.sources import Source
 from sparrowlm.errors import ConfigError, RunError
-from sparrowlm.evaluate.yardsticks import (
-    gzip_bits_per_byte,
-    primed_xz_bits_per_byte,
-    xz_bits_per_byte,
-)
 from sparrowlm.infer.engine import Engine
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.model.count import flops_per_token
@@ -37,11 +32,12 @@ from sparrowlm.train.build import (
 )
 from sparrowlm.train.distributed import attempt, barrier, process_group
 from sparrowlm.train.plan import Plan, plan_of
+from sparrowlm.train.resume import resume_point
 from sparrowlm.train.sitting import Display, Sitting
 from sparrowlm.train.stages import STAGES
+from sparrowlm.train.summary import summarize
 
 Progress = Callable[[str, int, int], None]
-YARDSTICK_TOKENS = 20_000_000  # held out or trained on; xz takes a second for each megabyte
 
 
 def train(
@@ -82,7 +78,7 @@ def train(
     with process_group(runtime):
         dataset = _dataset(recipe, runtime, progress, dataset_folder)
         recipe = resolve_recipe(recipe, dataset.vocab_size, runtime)
-        checkpoint, changes = _resume_point(run, recipe, dataset, runtime) if resume else (None, [])
+        checkpoint, changes = resume_point(run, recipe, dataset, runtime) if resume else (None, [])
         weights = None if checkpoint or not recipe.init.from_ else _weights(Path(recipe.init.from_))
         barrier(runtime)  # nobody writes before all have read
         if runtime.is_main:
@@ -233,78 +229,11 @@ def _open_folder(
     facts = {"machine": machine(), "data": dataset.description}
     files.write_json(run.path / "machine.json", facts)
     run.cut_logs(checkpoint.state.log_bytes if checkpoint else {})
+    (run.path / "summary.json").unlink(missing_ok=True)  # of a run that is longer now
     # Last: its presence says that a run was started here.
     files.write_text(run.path / "config.toml", dump_recipe(recipe))
     if checkpoint is not None:
         run.point(checkpoint.state)
-
-
-def _resume_point(
-    run: RunFolder, recipe: Recipe, dataset: Dataset, runtime: Runtime
-) -> tuple[Checkpoint | None, list[str]]:
-    """Where to go on, and what is different this time.
-
-    Returns:
-        The newest checkpoint, or None where there is none yet, and sentences for the log.
-
-    Raises:
-        RunError: nothing to resume, or another architecture, tokenizer or dataset.
-    """
-    if not run.exists:
-        raise RunError("holds no run to resume", where=str(run.path), fix="leave out --resume")
-    changes = _differences(run.recipe(), recipe, run.path)
-    step = run.newest()
-    if not step:
-        return None, [*changes, "no checkpoint yet: starting again from step 0"]
-    checkpoint = run.load(step)
-    _check_data(checkpoint.state, dataset, run.path)
-    told = [f"resumed at step {step}", *changes]
-    if checkpoint.state.world_size != runtime.world_size:
-        told.append(f"on {runtime.world_size} ranks, before on {checkpoint.state.world_size}")
-    state = replace(checkpoint.state, world_size=runtime.world_size)
-    if recipe.train.length != run.recipe().train.length:
-        state = replace(state, total_steps=0, cooldown_steps=0)
-    return replace(checkpoint, state=state), told
-
-
-def _differences(old: Recipe, new: Recipe, where: Path) -> list[str]:
-    """What a resumed run changes.
-
-    Raises:
-        RunError: the architecture or the stage.
-    """
-    before, after = asdict(old), asdict(new)
-    refused, told = [], []
-    for table, values in before.items():
-        entries = values.items() if isinstance(values, dict) else [("", values)]
-        for key, value in entries:
-            now = after[table][key] if key else after[table]
-            if now == value:
-                continue
-            line = f"{table}{'.' if key else ''}{key.rstrip('_')} was {value} and is now {now}"
-            (refused if table in ("model", "stage") else told).append(line)
-    if refused:
-        raise RunError(
-            "was trained with another architecture: " + "; ".join(refused),
-            where=str(where),
-            fix="resume with the same [model], or start a new run with --out",
-        )
-    return told
-
-
-def _check_data(state: State, dataset: Dataset, where: Path) -> None:
-    tokenizer = dataset.tokenizer.fingerprint if dataset.tokenizer else ""
-    for what, before, now in (
-        ("tokenizer", state.tokenizer_fingerprint, tokenizer),
-        ("dataset", state.data_fingerprint, dataset.fingerprint),
-    ):
-        if before != now:
-            raise RunError(
-                f"was trained with another {what} (fingerprint {before[:12]}, now {now[:12]})",
-                where=str(where),
-                fix=f"give the {what} it was trained with, or start a new run that has"
-                " init.from set to this one",
-            )
 
 
 def _weights(path: Path) -> dict[str, Any]:
@@ -330,49 +259,6 @@ def _writer(
         return Engine(model, tokenizer, runtime).text(prompt, sampling)
 
     return write
-
-
-def summarize(run: RunFolder, parts: Parts, dataset: Dataset) -> dict[str, Any]:
-    """The figures of a finished run, from its log; null where unknown.
-
-    `train_loss` is the mean of the last tenth of the steps, 100 at most.
-    """
-    rows = list(run.rows("metrics.jsonl"))
-    steps = [row for row in rows if row["kind"] == "train"]
-    evals = [row for row in rows if row["kind"] == "eval"]
-    best = min(evals, key=lambda row: row["val_loss"], default={})
-    state = parts.trainer.state
-    tail = [row["loss"] for row in steps[-max(1, min(100, len(steps) // 10)) :] if row["loss"]]
-    speeds = sorted(row["tokens_per_second"] for row in steps)
-    shares = sorted(row["mfu"] for row in steps if row["mfu"] is not None)
-    return {
-        "steps": state.step,
-        "tokens": state.tokens,
-        "parameters": sum(parameter.numel() for parameter in parts.model.parameters()),
-        "train_loss": sum(tail) / len(tail) if tail else None,
-        "val_loss": best.get("val_loss"),
-        "val_bits_per_byte": best.get("val_bits_per_byte"),
-        **yardsticks(dataset),
-        "wall_seconds": round(state.seconds, 3),
-        "tokens_per_second": speeds[len(speeds) // 2] if speeds else None,
-        "mfu": shares[len(shares) // 2] if shares else None,
-        "peak_memory_bytes": max((row["memory_bytes"] for row in steps), default=0),
-    }
-
-
-def yardsticks(dataset: Dataset) -> dict[str, float | None]:
-    """What compressors make of the held-out bytes; null without a tokenizer or held-out split,
-    and primed where the training text is too large for xz to remember."""
-    keys = ("gzip_bits_per_byte", "xz_bits_per_byte", "xz_primed_bits_per_byte")
-    held_out = dataset.val_bytes(YARDSTICK_TOKENS)
-    if not held_out:
-        return dict.fromkeys(keys)
-    primed = None
-    if len(dataset.train) <= YARDSTICK_TOKENS:
-        primed = primed_xz_bits_per_byte(held_out, dataset.train_bytes() or b"")
-    return dict(
-        zip(keys, (gzip_bits_per_byte(held_out), xz_bits_per_byte(held_out), primed), strict=True)
-    )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sparrowlm import __version__
 from sparrowlm.errors import ConfigError, EnvironmentFault
 
 _DTYPES = {
@@ -216,6 +217,7 @@ def machine() -> dict[str, str | int]:
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "threads": torch.get_num_threads(),
+        "sparrow": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
     }

@@ -31,7 +31,11 @@ def parse_train(arguments: list[str]) -> None:
     default = Options(path, settings)
     options = tyro.cli(Options, args=named(arguments), default=default, prog="sparrow train")
     out = options.out or Path("runs") / path.stem
-    run_training(options.settings, out, resume=options.resume, again=f"sparrow train {path}")
+    again = f"sparrow train {path}"
+    if run_training(options.settings, out, resume=options.resume, again=again) is not None:
+        from sparrowlm.cli.show import show_ending
+
+        show_ending(out)
 
 
 def recipe_and_overrides(arguments: list[str]) -> tuple[Path, Recipe]:
@@ -85,8 +89,8 @@ def run_training(
     from sparrowlm.cli.show import Display, PrepareProgress
     from sparrowlm.pipeline import train
 
-    display = Display()
     with asked_to_stop() as should_stop, PrepareProgress() as progress:
+        display = Display(progress=progress)
         try:
             summary = train(
                 recipe,

@@ -6,7 +6,6 @@ multiple of K, and each serves N/K neighbors), H the width of a head.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

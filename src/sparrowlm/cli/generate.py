@@ -1,0 +1,201 @@
+"""`sparrow generate RUN`: let a trained run write, all at once or piece by piece."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from rich.console import Console
+from rich.text import Text
+from tyro.conf import Positional, UseAppendAction
+
+if TYPE_CHECKING:
+    from sparrowlm.infer.engine import Engine, Piece
+    from sparrowlm.infer.sampling import Sampling
+
+QUESTION = "\n[Enter goes on, text is added first, q ends] "
+
+
+def generate(
+    run: Positional[Path],
+    *,
+    prompt: str = "",
+    temperature: float = 0.8,
+    top_k: int = 50,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 1337,
+    stop: Annotated[tuple[str, ...], UseAppendAction] = (),
+    num: int = 1,
+    max_tokens: int = 200,
+    interactive: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+) -> None:
+    """Let a trained run write.
+
+    Args:
+        run: A run folder, which is taken at its best step, or one of its checkpoints.
+        prompt: What the text begins with; "-" reads it from standard input.
+        temperature: 0 always takes the likeliest token; above 1 is wilder than the model.
+        top_k: Choose among the k likeliest tokens; 0: all.
+        top_p: Choose among the likeliest tokens that together hold this probability.
+        min_p: Leave out tokens below this share of the likeliest one's probability.
+        repetition_penalty: Above 1 makes tokens that occurred before less likely.
+        seed: The same seed writes the same text.
+        stop: Ends the text where this string would come; may be given several times.
+        num: How many texts to write.
+        max_tokens: Longest text, or piece of an interactive story.
+        interactive: Write a story together, piece by piece.
+        device: auto, cpu, cuda or mps.
+        precision: auto, float32, bfloat16, float16 or float64.
+    """
+    from sparrowlm.errors import ConfigError
+    from sparrowlm.infer.engine import Engine
+    from sparrowlm.infer.sampling import Sampling
+    from sparrowlm.pipeline import load_run
+
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        max_tokens=max_tokens,
+        stop=stop,
+    )
+    if num < 1:
+        raise ConfigError(f"num is {num}, and must be at least 1")
+    if interactive and (num > 1 or prompt == "-"):
+        raise ConfigError(
+            "an interactive story is one text, and standard input is for your answers",
+            where="--interactive",
+            fix='leave out --num and --prompt "-"',
+        )
+    begin = _standard_input() if prompt == "-" else prompt
+    loaded = load_run(run, device, precision)
+    engine = Engine(loaded.model, loaded.tokenizer, loaded.runtime)
+    page = Page()
+    if interactive:
+        try:
+            tell_story(engine, begin, sampling, page)
+        except (EOFError, KeyboardInterrupt):
+            page.end_line()
+    else:
+        write_texts(engine, begin, sampling, num, page)
+
+
+def write_texts(engine: Engine, prompt: str, sampling: Sampling, num: int, page: Page) -> None:
+    """Write `num` texts together, and show them one after the other: the first of those that are
+    not complete yet as it comes."""
+    from sparrowlm.infer.engine import Request
+
+    ids = engine.prompt(prompt)
+    shown = -1
+    requests = [Request(ids, sampling, sample) for sample in range(num)]
+    for piece in in_order(engine.stream(requests)):
+        if piece.row > shown:
+            page.end_line()
+            if num > 1:
+                page.write(f"--- {piece.row + 1} of {num} ---\n", "dim")
+            page.write(prompt, "bold")
+            shown = piece.row
+        page.write(piece.text)
+    page.end_line()
+
+
+def tell_story(engine: Engine, prompt: str, sampling: Sampling, page: Page) -> None:
+    """Write a piece, ask, and go on, until the answer is `q`. What fills the context is forgotten
+    but for the last half of it.
+
+    Raises:
+        EOFError: there are no more answers.
+    """
+    from sparrowlm.infer.engine import Request
+
+    ids = engine.prompt(prompt)
+    page.write(prompt, "bold")
+    for number in count():
+        for piece in engine.stream([Request(ids, sampling, number)]):
+            ids.append(piece.token)
+            page.write(piece.text)
+        if ids[-1] == engine.eot_id:
+            page.end_line()
+            page.write("(here the text ends; what follows is another)", "dim")
+        answer = page.ask(QUESTION)
+        if answer.strip() == "q":
+            return
+        ids += engine.prompt(answer) if answer else []
+        if len(ids) > engine.context:
+            ids = ids[-max(engine.context // 2, 1) :]
+
+
+def in_order(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The pieces of row 0, then those of row 1, and so on, each as soon as that allows."""
+    later: dict[int, list[Piece]] = defaultdict(list)
+    row = 0
+    for piece in pieces:
+        later[piece.row].append(piece)
+        while later[row]:
+            ready = later.pop(row)
+            yield from ready
+            if not ready[-1].end:
+                break
+            row += 1
+
+
+class Page:
+    """Standard output. A terminal gets colors, and never a control character that a model wrote;
+    anything else gets the text as it is."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False)
+        self.at_line_start = True
+
+    def write(self, text: str, style: str = "") -> None:
+        """Show text at once, without a line end of its own."""
+        from sparrowlm.report.words import printable
+
+        if not text:
+            return
+        if self.console.is_terminal:
+            self.console.print(Text(printable(text), style), end="", soft_wrap=True)
+        else:
+            sys.stdout.write(text)
+        sys.stdout.flush()
+        self.at_line_start = text.endswith("\n")
+
+    def ask(self, question: str) -> str:
+        """The answer, a line without its end.
+
+        Raises:
+            EOFError: there is none.
+        """
+        self.at_line_start = False
+        answer = input(question)
+        self.at_line_start = True
+        return answer
+
+    def end_line(self) -> None:
+        """Start a new line, unless at the start of one."""
+        if not self.at_line_start:
+            self.write("\n")
+
+
+def _standard_input() -> str:
+    """All of standard input, as UTF-8; one line end at its end is the shell's, not the text's."""
+    from sparrowlm.errors import DataError
+
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        raise DataError(
+            f"is not UTF-8: {fault.reason} at byte {fault.start}", where="standard input"
+        ) from fault
+    return text.replace("\r\n", "\n").removesuffix("\n")

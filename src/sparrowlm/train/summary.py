@@ -1,0 +1,59 @@
+"""The figures of a finished run: `summary.json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparrowlm.checkpoint import RunFolder
+from sparrowlm.data.shards import Dataset
+from sparrowlm.evaluate.yardsticks import (
+    gzip_bits_per_byte,
+    primed_xz_bits_per_byte,
+    xz_bits_per_byte,
+)
+from sparrowlm.train.build import Parts
+
+YARDSTICK_TOKENS = 20_000_000  # held out or trained on; xz takes a second for each megabyte
+
+
+def summarize(run: RunFolder, parts: Parts, dataset: Dataset) -> dict[str, Any]:
+    """The figures of a finished run, from its log; null where unknown.
+
+    `train_loss` is the mean of the last tenth of the steps, 100 at most.
+    """
+    rows = list(run.rows("metrics.jsonl"))
+    steps = [row for row in rows if row["kind"] == "train"]
+    evals = [row for row in rows if row["kind"] == "eval"]
+    best = min(evals, key=lambda row: row["val_loss"], default={})
+    state = parts.trainer.state
+    tail = [row["loss"] for row in steps[-max(1, min(100, len(steps) // 10)) :] if row["loss"]]
+    speeds = sorted(row["tokens_per_second"] for row in steps)
+    shares = sorted(row["mfu"] for row in steps if row["mfu"] is not None)
+    return {
+        "steps": state.step,
+        "tokens": state.tokens,
+        "parameters": sum(parameter.numel() for parameter in parts.model.parameters()),
+        "train_loss": sum(tail) / len(tail) if tail else None,
+        "val_loss": best.get("val_loss"),
+        "val_bits_per_byte": best.get("val_bits_per_byte"),
+        **yardsticks(dataset),
+        "wall_seconds": round(state.seconds, 3),
+        "tokens_per_second": speeds[len(speeds) // 2] if speeds else None,
+        "mfu": shares[len(shares) // 2] if shares else None,
+        "peak_memory_bytes": max((row["memory_bytes"] for row in steps), default=0),
+    }
+
+
+def yardsticks(dataset: Dataset) -> dict[str, float | None]:
+    """What compressors make of the held-out bytes; null without a tokenizer or held-out split,
+    and primed where the training text is too large for xz to remember."""
+    keys = ("gzip_bits_per_byte", "xz_bits_per_byte", "xz_primed_bits_per_byte")
+    held_out = dataset.val_bytes(YARDSTICK_TOKENS)
+    if not held_out:
+        return dict.fromkeys(keys)
+    primed = None
+    if len(dataset.train) <= YARDSTICK_TOKENS:
+        primed = primed_xz_bits_per_byte(held_out, dataset.train_bytes() or b"")
+    return dict(
+        zip(keys, (gzip_bits_per_byte(held_out), xz_bits_per_byte(held_out), primed), strict=True)
+    )

@@ -1,0 +1,366 @@
+"""Engines against the reference: `tokenizers`, `transformers` and tiktoken give the same ids."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiktoken
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparrowlm.config import TokenizerConfig
+from sparrowlm.text import encoders
+from sparrowlm.text.chat import CHAT_TEMPLATE
+from sparrowlm.text.definition import (
+    BYTE_TO_CHARACTER,
+    PATTERNS,
+    SPECIALS,
+    Definition,
+    define,
+    split_by,
+)
+from sparrowlm.text.encoders import (
+    SAMPLE,
+    ReferenceEncoder,
+    TiktokenEncoder,
+    choose_encoder,
+    ranks_of,
+)
+from sparrowlm.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+QUICK = settings(max_examples=150, deadline=None)
+# What patterns and engines could disagree about.
+HOSTILE = st.lists(
+    st.one_of(
+        st.text(max_size=8),
+        st.sampled_from([*SPECIALS, *"'sStTmMlLdDſ", "'ll", "'RE", " ", "  ", "\n", "\r\n", "\t"]),
+        st.sampled_from(["\u00a0", "\u3000", "\u2028", "\u0085", "\u001c", "\u200d", "e\u0301"]),
+        st.sampled_from(["麻雀虽小", "12345", "²½٣", "def f(x):", "...", "\U0001f469\u200d", "\0"]),
+    ),
+    max_size=12,
+).map("".join)
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture(scope="module", params=["qwen2", "gpt2"])
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained vocabulary of either pattern, as files."""
+    texts = [inspect.getsource(json), inspect.getsource(argparse), *[SAMPLE] * 3]
+    folder = tmp_path_factory.mktemp(request.param)
+    config = TokenizerConfig(vocab_size=900, pattern=request.param)
+    train_tokenizer(texts, config).save(folder)
+    return folder
+
+
+def definition_in(folder: Path) -> Definition:
+    return json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+
+
+def published(folder: Path) -> Any:
+    """The file as anyone else reads it, literal specials in a text excepted."""
+    raw = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    raw.encode_special_tokens = True
+    return raw
+
+
+def tiktoken_encoder(definition: Definition, pattern: str) -> TiktokenEncoder:
+    table = ranks_of(definition, ReferenceEncoder(definition).raw)
+    assert table is not None
+    return TiktokenEncoder(pattern, *table)
+
+
+def pattern_in(definition: Definition) -> str:
+    return definition["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+
+
+@QUICK
+@given(texts=st.lists(HOSTILE, max_size=4))
+def test_ids_against_tokenizers(saved: Path, texts: list[str]) -> None:
+    raw, definition = published(saved), definition_in(saved)
+    expected = [raw.encode(text, add_special_tokens=False).ids for text in texts]
+    for encoder in (
+        ReferenceEncoder(definition),
+        tiktoken_encoder(definition, pattern_in(definition)),
+    ):
+        assert [ids.tolist() for ids in encoder.encode_batch(texts, 2)] == expected
+
+
+@QUICK
+@given(texts=st.lists(HOSTILE, max_size=4))
+def test_gigatoken_ids_against_tokenizers(saved: Path, texts: list[str]) -> None:
+    pytest.importorskip("gigatoken", reason="the optional extra `fast` is not installed")
+    raw = published(saved)
+    expected = [raw.encode(text, add_special_tokens=False).ids for text in texts]
+    found = encoders.GigatokenEncoder(definition_in(saved)).encode_batch(texts, 2)
+    assert [ids.tolist() for ids in found] == expected
+
+
+def test_ids_against_tokenizers_on_real_text(saved: Path, shared_data: Path) -> None:
+    definition = definition_in(saved)
+    texts = [
+        (shared_data / "wizard_of_oz.txt").read_text(encoding="utf-8"),
+        inspect.getsource(tiktoken.core),
+    ]
+    expected = [ids.tolist() for ids in ReferenceEncoder(definition).encode_batch(texts, 2)]
+    chosen = load_tokenizer(saved).encode_batch(texts)
+    fast = tiktoken_encoder(definition, pattern_in(definition)).encode_batch(texts, 2)
+    assert [ids.tolist() for ids in chosen] == expected
+    assert [ids.tolist() for ids in fast] == expected
+
+
+@pytest.mark.parametrize("name", ["minimind-3", "gpt2"])
+def test_other_vocabularies_are_fast_with_the_same_ids(shared_data: Path, name: str) -> None:
+    tokenizer = load_tokenizer(shared_data / "tokenizers" / name)
+    text = (shared_data / "wizard_of_oz.txt").read_text(encoding="utf-8")[:60_000]
+    texts = [text, SAMPLE, "<|im_start|>user\n<think>"]
+    assert tokenizer.engine != "tokenizers"
+    assert tokenizer.notes == []
+    if name == "gpt2":
+        pytest.importorskip("tiktoken")
+        return
+    raw = published(shared_data / "tokenizers" / name)
+    expected = [raw.encode(text, add_special_tokens=False).ids for text in texts[:2]]
+    assert [ids.tolist() for ids in tokenizer.encode_batch(texts[:2])] == expected
+
+
+def test_gpt2_ids_against_tiktoken(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shared_data / "tokenizers" / "gpt2"
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
+    authority = tiktoken.get_encoding("gpt2")
+    tokenizer = load_tokenizer(folder)
+    text = (shared_data / "wizard_of_oz.txt").read_text(encoding="utf-8")
+    for sample in (text, SAMPLE, "<|endoftext|>", " \n\n x  "):
+        assert tokenizer.encode(sample) == authority.encode_ordinary(sample)
+    assert tokenizer.eot_id == authority.eot_token
+    assert all(
+        tokenizer.token_bytes(id) == authority.decode_single_token_bytes(id)
+        for id in range(0, 50256, 7)
+    )
+
+
+def test_transformers_reads_what_is_saved(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    transformers = pytest.importorskip("transformers")
+    found = transformers.AutoTokenizer.from_pretrained(str(saved))
+    tokenizer = load_tokenizer(saved)
+    assert len(found) == tokenizer.vocab_size
+    assert (found.eos_token_id, found.pad_token_id, found.bos_token_id) == (0, 0, None)
+    assert found("<|im_start|><think>", add_special_tokens=False).input_ids == [1, 3]
+    found.backend_tokenizer.encode_special_tokens = True
+    for text in (SAMPLE, "<|im_start|>", "  two  spaces ,  and n't "):
+        ids = tokenizer.encode(text)
+        assert found(text, add_special_tokens=False).input_ids == ids
+        assert found.decode(ids) == text
+    turn = [{"role": "user", "content": "hi"}]
+    shown = found.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    assert shown == (
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+    found.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).encode(SAMPLE) == tokenizer.encode(SAMPLE)
+
+
+CHATS: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]},
+    {
+        "messages": [
+            {"role": "system", "content": "Be short."},
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "\nyo", "reasoning_content": "\nhm\n"},
+            {"role": "user", "content": "and?"},
+        ],
+        "add_generation_prompt": True,
+    },
+    {
+        "messages": [
+            {"role": "user", "content": "weather"},
+            {
+                "role": "assistant",
+                "content": "<think>\nlook\n</think>\n\nwait",
+                "tool_calls": [
+                    {"function": {"name": "f", "arguments": {"city": "北京"}}},
+                    {"name": "g", "arguments": "{}"},
+                ],
+            },
+            {"role": "tool", "content": "sunny"},
+            {"role": "tool", "content": "warm"},
+            {"role": "assistant", "content": "nice"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+    },
+    {
+        "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}],
+        "tools": [{"name": "f"}],
+        "add_generation_prompt": True,
+        "open_thinking": True,
+    },
+]
+
+
+@pytest.mark.parametrize("chat", CHATS)
+def test_chat_template_against_minimind(shared_data: Path, chat: dict[str, Any]) -> None:
+    jinja2 = pytest.importorskip("jinja2")
+    theirs = load_tokenizer(shared_data / "tokenizers" / "minimind-3").chat_template
+    assert theirs is not None
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    ours, reference = (environment.from_string(text) for text in (CHAT_TEMPLATE, theirs))
+    assert ours.render(**chat) == reference.render(**chat)
+
+
+# Long and odd texts.
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a" * MEGABYTE, " " * MEGABYTE, " " * MEGABYTE + "x", "\n" * MEGABYTE,
+     "麻" * (MEGABYTE // 3), "=" * MEGABYTE, " \n" * (MEGABYTE // 2) + "\t" * 600_000 + "x"],
+    ids=["letters", "spaces", "spaces-then-letter", "lines", "chinese", "marks", "mixed"],
+)  # fmt: skip
+def test_a_megabyte_of_one_thing_takes_less_than_a_second(saved: Path, text: str) -> None:
+    definition = definition_in(saved)
+    fast = tiktoken_encoder(definition, pattern_in(definition))
+    fast.encode_batch([" " * MEGABYTE], 1)  # what is built on first use
+    spent = []
+    for _ in range(3):
+        began = time.perf_counter()
+        (ids,) = fast.encode_batch([text], 1)
+        spent.append(time.perf_counter() - began)
+        if spent[-1] < 1:
+            break
+    assert min(spent) < 1
+    assert b"".join(Tokenizer(definition, "bpe").decode_bytes([id]) for id in ids) == text.encode()
+
+
+@pytest.mark.parametrize("text", ["a" * 30_000, " " * 30_000 + "x", "\n \n" * 9_000 + "\t\tx"])
+def test_long_runs_have_the_ids_of_tokenizers(
+    saved: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    definition = definition_in(saved)
+    (expected,) = ReferenceEncoder(definition).encode_batch([text], 1)
+    fast = tiktoken_encoder(definition, pattern_in(definition))
+    for longest in (10**9, 100):
+        monkeypatch.setattr(encoders, "LONGEST_RUN", longest)
+        assert np.array_equal(fast.encode_batch([text], 1)[0], expected)
+
+
+@settings(max_examples=300, deadline=None)
+@given(parts=st.lists(st.sampled_from(["a", "\n", "\n", " ", "\r", ".", "'s", "1", "\t", "麻"]), max_size=60))  # fmt: skip
+def test_cutting_a_long_text_changes_no_id(saved: Path, parts: list[str]) -> None:
+    text, definition = "".join(parts), definition_in(saved)
+    fast = tiktoken_encoder(definition, pattern_in(definition))
+    whole = fast.encode_batch([text], 1)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoders, "CHUNK", 1)
+        assert "".join(encoders.safe_chunks(text)) == text
+        assert np.array_equal(fast.encode_batch(["x", text], 2)[1], whole)
+
+
+# Which engine is used.
+
+
+class Wrong:
+    """An engine that is wrong by one."""
+
+    name = "tiktoken"
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def encode_batch(self, texts: Sequence[str], threads: int) -> list[np.ndarray]:
+        return [np.zeros(len(text), np.uint32) for text in texts]
+
+
+def test_an_engine_that_differs_is_turned_down_aloud(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoders, "FAST", {"tiktoken": Wrong})
+    tokenizer = load_tokenizer(saved)
+    text = "as it was"
+    expected = published(saved).encode(text, add_special_tokens=False).ids
+    assert tokenizer.encode(text) == expected
+    assert tokenizer.engine == "tokenizers"
+    assert tokenizer.notes == [
+        "tiktoken gives other ids than tokenizers on a sample; tokenizers is used"
+    ]
+
+
+def test_an_engine_that_fails_is_turned_down_aloud(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(definition: Definition, known: ReferenceEncoder) -> Any:
+        raise ValueError("no such pattern")
+
+    monkeypatch.setattr(encoders, "FAST", {"numpy": broken, "tiktoken": encoders.FAST["tiktoken"]})
+    encoder, note = choose_encoder(definition_in(saved), "bpe", ["some text"])
+    assert encoder.name == "tiktoken"
+    assert note == "numpy cannot use this vocabulary (no such pattern); tiktoken is used"
+
+
+def by_hand(merges: Sequence[tuple[str, str]], ids: Sequence[int] | None = None) -> Definition:
+    """A vocabulary of bytes and some merges, ids given or in order."""
+    pieces = [*BYTE_TO_CHARACTER, *(left + right for left, right in merges)]
+    numbers = range(len(pieces)) if ids is None else ids
+    vocab = dict(zip(pieces, numbers, strict=True))
+    return define(vocab, merges=merges, pre_tokenizer=split_by(PATTERNS["qwen2"]))
+
+
+def test_merges_that_tiktoken_would_do_otherwise_are_found() -> None:
+    """ "abc" comes from a+bc, but a+b comes first: `tokenizers` never makes it, tiktoken does."""
+    odd = by_hand([("a", "b"), ("b", "c"), ("a", "bc")])
+    reference = ReferenceEncoder(odd)
+    assert ranks_of(odd, reference.raw) is None
+    assert choose_encoder(odd, "bpe", [])[0].name != "tiktoken"
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"ab": 256, b"bc": 257, b"abc": 258}
+    naive = TiktokenEncoder(PATTERNS["qwen2"], ranks, np.arange(259, dtype=np.uint32))
+    assert reference.encode_batch(["abc"], 1)[0].tolist() == [256, ord("c")]
+    assert naive.encode_batch(["abc"], 1)[0].tolist() == [258]
+    twice = by_hand([("a", "b"), ("b", "c"), ("ab", "c")])
+    assert ranks_of(twice, ReferenceEncoder(twice).raw) is not None
+
+
+def test_ids_need_not_follow_the_order_of_merges() -> None:
+    merges = [("a", "b"), ("ab", "c"), ("d", "e")]
+    shuffled = np.random.default_rng(1).permutation(259).tolist()
+    definition = by_hand(merges, shuffled)
+    fast = tiktoken_encoder(definition, PATTERNS["qwen2"])
+    expected = ReferenceEncoder(definition).encode_batch(["abcde deab"], 1)
+    assert np.array_equal(fast.encode_batch(["abcde deab"], 1)[0], expected[0])
+
+
+def test_a_vocabulary_without_all_bytes_is_left_to_the_reference() -> None:
+    definition = by_hand([])
+    del definition["model"]["vocab"]["a"]
+    assert ranks_of(definition, ReferenceEncoder(definition).raw) is None
+
+
+@pytest.mark.slow
+def test_patterns_cut_every_character_alike_in_both_engines() -> None:
+    """Every code point, in context, as `tokenizers` (Oniguruma) and tiktoken (fancy-regex) cut."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    for byte in range(256):
+        for near in b"a1! \n":
+            for pair in (bytes([near, byte]), bytes([byte, near])):
+                ranks.setdefault(pair, len(ranks))
+    whole = tiktoken.Encoding("whole", pat_str=r"[\s\S]+", mergeable_ranks=ranks, special_tokens={})
+    points = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000]
+    for pattern in PATTERNS.values():
+        fast = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+        for form in ("a{0}a", " {0} !{0}1"):
+            for start in range(0, len(points), 1 << 14):
+                text = "\n1\n".join(map(form.format, points[start : start + (1 << 14)]))
+                pieces = [piece for piece, _ in split.pre_tokenize_str(text)]
+                expected = [id for ids in whole.encode_ordinary_batch(pieces) for id in ids]
+                assert fast.encode_ordinary(text) == expected

@@ -1,0 +1,369 @@
+"""Vocabularies: what they are made of, what they write, and the laws they keep."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparrowlm.config import TokenizerConfig
+from sparrowlm.errors import TokenizerError
+from sparrowlm.text import training
+from sparrowlm.text.definition import BYTE_TO_CHARACTER, SPECIALS
+from sparrowlm.text.encoders import SAMPLE
+from sparrowlm.text.foreign import GPT2_FILES
+from sparrowlm.text.measure import all_bytes_text, longest, measure, missing_bytes
+from sparrowlm.text.stream import TextStream
+from sparrowlm.text.tokenizer import (
+    Tokenizer,
+    byte_tokenizer,
+    character_tokenizer,
+    load_tokenizer,
+    make_tokenizer,
+    train_tokenizer,
+)
+
+QUICK = settings(max_examples=100, deadline=None)
+SMALL = TokenizerConfig(vocab_size=900)
+
+
+def corpus() -> list[str]:
+    """Code and some Chinese that every machine has."""
+    return [inspect.getsource(json), inspect.getsource(argparse), *[SAMPLE] * 3]
+
+
+@pytest.fixture(scope="module")
+def trained() -> Tokenizer:
+    return train_tokenizer(corpus(), SMALL)
+
+
+@pytest.fixture(scope="module")
+def minimind(shared_data: Path) -> Tokenizer:
+    return load_tokenizer(shared_data / "tokenizers" / "minimind-3")
+
+
+@pytest.fixture(scope="module")
+def gpt2(shared_data: Path) -> Tokenizer:
+    return load_tokenizer(shared_data / "tokenizers" / "gpt2")
+
+
+# What a vocabulary is made of.
+
+
+def test_ids_are_specials_then_bytes_then_merges(trained: Tokenizer) -> None:
+    assert trained.vocab_size == 900
+    assert trained.special_ids == {name: number for number, name in enumerate(SPECIALS)}
+    assert len(SPECIALS) == 16
+    assert trained.eot_id == 0
+    assert {trained.token_bytes(id) for id in range(16, 272)} == {bytes([b]) for b in range(256)}
+    assert all(trained.token_bytes(id) == b"" for id in range(16))
+    assert min(trained.byte_lengths()[272:]) >= 2
+    assert trained.byte_lengths().dtype == np.int32
+
+
+def test_merges_follow_counts_by_hand() -> None:
+    """ "aab" four times and "ab" once: first a+b (5), then a+ab (4)."""
+    found = train_tokenizer(["aab aab", "aab aab ab"], TokenizerConfig(vocab_size=274))
+    pieces = [found.token_bytes(id) for id in range(272, found.vocab_size)]
+    assert pieces[0] == b"ab"
+    assert b"aab" in pieces
+
+
+def test_training_is_the_same_for_any_number_of_threads(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import argparse, inspect\n"
+        "from sparrowlm.config import TokenizerConfig\n"
+        "from sparrowlm.text.tokenizer import train_tokenizer\n"
+        "texts = inspect.getsource(argparse).split('\\n')\n"
+        "print(train_tokenizer(texts, TokenizerConfig(vocab_size=2000)).fingerprint)\n",
+        encoding="utf-8",
+    )
+    seen = set()
+    for threads, parallel in (("1", "true"), ("4", "true"), ("2", "false")):
+        environment = {"RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": parallel}
+        run = subprocess.run(
+            [sys.executable, str(script)],
+            env={**os.environ, **environment, "PYTHONHASHSEED": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        seen.add(run.stdout.strip())
+    assert len(seen) == 1
+
+
+def test_a_small_text_says_that_it_fills_no_large_vocabulary() -> None:
+    found = train_tokenizer(["some words, some more words"], TokenizerConfig(vocab_size=5000))
+    assert found.vocab_size < 5000
+    assert any("of 5000 entries" in note for note in found.notes)
+
+
+def test_vocabulary_sizes_and_texts_that_cannot_be() -> None:
+    with pytest.raises(TokenizerError, match="take 272"):
+        train_tokenizer(["text"], TokenizerConfig(vocab_size=271))
+    for texts in ([], [""], ["x"]):
+        with pytest.raises(TokenizerError, match="no pair"):
+            train_tokenizer(texts, TokenizerConfig(vocab_size=300))
+    with pytest.raises(TokenizerError, match="no text"):
+        train_tokenizer([], TokenizerConfig(kind="chars"))
+
+
+def test_progress_counts_characters() -> None:
+    seen: list[int] = []
+    train_tokenizer(corpus(), SMALL, seen.append)
+    assert seen[-1] == sum(map(len, corpus()))
+
+
+# The character budget.
+
+
+def test_under_the_budget_every_character_is_seen() -> None:
+    texts = ["a" * 100_000 + "\n", "", "b\n" * 50_000, "c" * 10]
+    assert "".join(training.thin(texts, 1_000_000)) == "".join(texts)
+
+
+@pytest.mark.parametrize("length", [10, 1000, 2_000_000])
+def test_the_budget_is_spread_evenly_over_the_input(length: int) -> None:
+    """Every tenth of the input gives about a tenth of what is kept, head and tail alike."""
+    line = 20
+    total = 4_000_000
+    documents = ("".join(f"{n:019}\n" for n in range(at // line, (at + length) // line))
+                 for at in range(0, total, length))  # fmt: skip
+    kept = "".join(training.thin(documents, 1_000_000))
+    assert 450_000 <= len(kept) <= 1_000_000
+    shares = np.histogram([int(n) for n in kept.split()], bins=10, range=(0, total // line))[0]
+    assert shares.min() > 0.8 * shares.mean()
+    assert shares.max() < 1.2 * shares.mean()
+
+
+def test_the_budget_bounds_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "BLOCK_CHARACTERS", 64)
+    texts = [f"line {n}\n" * 3 for n in range(5000)]
+    kept = list(training.thin(texts, 10_000))
+    assert 5_000 <= sum(map(len, kept)) <= 10_000
+    assert set(kept) <= set(texts)
+
+
+# Text to ids and back.
+
+
+@QUICK
+@given(st.text())
+def test_text_comes_back(text: str) -> None:
+    for tokenizer in (byte_tokenizer(), character_tokenizer(sorted(set(text)) or ["x"])):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode_bytes(ids) == text.encode()
+        assert tokenizer.decode(ids) == text
+
+
+@QUICK
+@given(texts=st.lists(st.text(max_size=40), max_size=4))
+def test_text_comes_back_from_bpe(trained: Tokenizer, texts: list[str]) -> None:
+    batch = trained.encode_batch(texts)
+    assert [ids.dtype for ids in batch] == [np.uint32] * len(texts)
+    assert [trained.decode_bytes(ids) for ids in batch] == [text.encode() for text in texts]
+    assert [trained.encode(text) for text in texts] == [ids.tolist() for ids in batch]
+
+
+@pytest.mark.parametrize("kind", ["trained", "gpt2", "minimind", "bytes"])
+def test_every_byte_can_be_written(kind: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = byte_tokenizer() if kind == "bytes" else request.getfixturevalue(kind)
+    assert missing_bytes(tokenizer) == []
+    assert measure(tokenizer, [all_bytes_text()]).exact
+    single = {tokenizer.token_bytes(id): id for id in range(tokenizer.vocab_size)}
+    ids = [single[bytes([byte])] for byte in range(256)]
+    assert tokenizer.decode_bytes(ids) == bytes(range(256))
+    assert tokenizer.decode(ids) == bytes(range(256)).decode(errors="replace")
+
+
+@pytest.mark.parametrize("kind", ["trained", "gpt2", "minimind", "bytes"])
+def test_text_never_becomes_a_special_id(kind: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = byte_tokenizer() if kind == "bytes" else request.getfixturevalue(kind)
+    names = [*tokenizer.special_ids, *SPECIALS]
+    for text in (*names, " ".join(names), "".join(names), "x<|endoftext|>\n<think>"):
+        ids = tokenizer.encode(text)
+        assert not set(ids) & set(tokenizer.special_ids.values())
+        assert tokenizer.decode(ids) == text
+
+
+def test_specials_are_left_out_or_written_out(trained: Tokenizer) -> None:
+    ids = [1, *trained.encode("hi"), 2, 0]
+    assert trained.decode(ids) == "hi"
+    assert trained.decode(ids, specials=True) == "<|im_start|>hi<|im_end|><|endoftext|>"
+
+
+@QUICK
+@given(data=st.data())
+def test_a_stream_of_any_ids_reads_as_they_decode(trained: Tokenizer, data: st.DataObject) -> None:
+    ids = data.draw(st.lists(st.integers(0, trained.vocab_size - 1)))
+    stream = TextStream(trained.token_bytes)
+    shown = [stream.push(id) for id in ids]
+    assert "".join(shown) + stream.finish() == trained.decode(ids)
+    assert stream.finish() == ""
+
+
+@QUICK
+@given(text=st.text(alphabet="a麻é😀", max_size=20))
+def test_a_stream_of_bytes_never_shows_half_a_character(text: str) -> None:
+    tokenizer = byte_tokenizer()
+    stream = TextStream(tokenizer.token_bytes)
+    shown = "".join(stream.push(id) for id in tokenizer.encode(text))
+    assert shown == text
+    assert stream.finish() == ""
+
+
+def test_half_of_a_surrogate_pair_is_refused(trained: Tokenizer) -> None:
+    for tokenizer in (trained, byte_tokenizer(), character_tokenizer("ab")):
+        with pytest.raises(TokenizerError, match="character 1 .* surrogate"):
+            tokenizer.encode("a\ud800b")
+
+
+@pytest.mark.parametrize("id", [-1, 900, 10**9])
+def test_ids_outside_the_vocabulary_are_refused(trained: Tokenizer, id: int) -> None:
+    for decode in (trained.decode, trained.decode_bytes):
+        with pytest.raises(TokenizerError, match=f"id {id} is outside"):
+            decode([20, id, 30])
+    with pytest.raises(TokenizerError, match=f"id {id} is outside"):
+        trained.token_bytes(id)
+
+
+# The other kinds.
+
+
+def test_shakespeare_has_nanogpt_characters(shared_data: Path) -> None:
+    text = (shared_data / "tinyshakespeare.txt").read_text(encoding="utf-8")
+    found = make_tokenizer(TokenizerConfig(kind="chars"), lambda: [text[:500_000], text[500_000:]])
+    assert found.vocab_size == 65
+    assert found.eot_id is None
+    assert found.special_ids == {}
+    stoi = {character: number for number, character in enumerate(sorted(set(text)))}
+    assert found.encode(text) == [stoi[character] for character in text]
+
+
+def test_an_unknown_character_is_named() -> None:
+    with pytest.raises(TokenizerError, match="no 'é', '麻'"):
+        character_tokenizer("abc").encode("cab é 麻".replace(" ", ""))
+
+
+def test_bytes_are_their_own_ids() -> None:
+    tokenizer = make_tokenizer(TokenizerConfig(kind="bytes"), lambda: pytest.fail("not read"))
+    assert (tokenizer.vocab_size, tokenizer.eot_id) == (257, 256)
+    assert tokenizer.encode("é!") == [0xC3, 0xA9, 0x21]
+
+
+def test_gpt2_files_under_all_their_names_are_one_vocabulary(
+    shared_data: Path, gpt2: Tokenizer, tmp_path: Path
+) -> None:
+    source = shared_data / "tokenizers" / "gpt2"
+    assert (gpt2.kind, gpt2.vocab_size, gpt2.eot_id) == ("gpt2", 50257, 50256)
+    for number, names in enumerate(GPT2_FILES):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name, original in zip(names, GPT2_FILES[2], strict=True):
+            shutil.copyfile(source / original, folder / name)
+        config = TokenizerConfig(kind="gpt2", path=str(folder))
+        assert make_tokenizer(config, lambda: []).fingerprint == gpt2.fingerprint
+
+
+# On the disk.
+
+
+@pytest.mark.parametrize("kind", ["trained", "minimind", "gpt2", "bytes", "chars"])
+def test_saved_and_loaded_is_the_same(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    match kind:
+        case "bytes":
+            tokenizer = byte_tokenizer()
+        case "chars":
+            tokenizer = character_tokenizer(["b", "\n", " ", "麻", "a"])
+        case _:
+            tokenizer = request.getfixturevalue(kind)
+    tokenizer.save(tmp_path)
+    found = load_tokenizer(tmp_path)
+    assert found.fingerprint == tokenizer.fingerprint
+    assert found.kind == tokenizer.kind
+    assert found.special_ids == tokenizer.special_ids
+    assert found.chat_template == tokenizer.chat_template
+    text = "ab 麻\n" if kind == "chars" else SAMPLE
+    assert found.encode(text) == tokenizer.encode(text)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+    }  # fmt: skip
+
+
+def test_fingerprints_tell_vocabularies_apart(trained: Tokenizer, tmp_path: Path) -> None:
+    others = [
+        train_tokenizer(corpus(), TokenizerConfig(vocab_size=901)),
+        train_tokenizer(corpus(), TokenizerConfig(vocab_size=900, pattern="gpt2")),
+        byte_tokenizer(),
+        character_tokenizer("ab"),
+        character_tokenizer("ba"),
+    ]
+    assert len({trained.fingerprint, *(other.fingerprint for other in others)}) == 6
+
+
+def test_a_worker_process_gets_the_same_tokenizer(trained: Tokenizer) -> None:
+    trained.encode("x")
+    found = pickle.loads(pickle.dumps(trained))
+    assert found.encode(SAMPLE) == trained.encode(SAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({}, "holds no tokenizer"),
+        ({"tokenizer.json": "{"}, "cannot be read as JSON"),
+        ({"tokenizer.json": "[]"}, "holds no vocabulary"),
+        ({"tokenizer.json": '{"model": {"type": "BPE"}}'}, "holds no vocabulary"),
+        ({"tokenizer.json": '{"model": {"type": "WordPiece", "vocab": {"a": 0}}}'}, "exact text"),
+        ({"vocab.json": "{}", "merges.txt": "a b\n"}, "do not belong together"),
+        ({"vocab.json": "{}", "merges.txt": "ab\n"}, "merges.txt:1: is not a pair"),
+        (
+            {
+                "vocab.json": "{}",
+                "merges.txt": "",
+                "tokenizer_config.json": '{"tokenizer_class": "Qwen2Tokenizer"}',
+            },
+            "how text is cut",
+        ),
+    ],
+)
+def test_folders_that_are_no_tokenizer(tmp_path: Path, files: dict[str, str], told: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(TokenizerError, match=told):
+        load_tokenizer(tmp_path)
+
+
+def test_a_missing_folder_and_a_missing_path() -> None:
+    with pytest.raises(TokenizerError, match="no such folder"):
+        load_tokenizer("no/such/folder")
+    for kind in ("gpt2", "folder"):
+        with pytest.raises(TokenizerError, match="needs a folder"):
+            make_tokenizer(TokenizerConfig(kind=kind), lambda: [])
+
+
+# Measures.
+
+
+def test_longest_tokens_and_bytes_per_token() -> None:
+    tokenizer = byte_tokenizer()
+    assert longest(tokenizer, 2) == [0, 1]
+    found = measure(tokenizer, ["麻", "ab"])
+    assert (found.bytes, found.tokens, found.bytes_per_token) == (5, 5, 1.0)
+    assert found.exact
+    assert not measure(tokenizer, ["a" * 1_200_000, "b"], limit=10).whole
+    assert len(BYTE_TO_CHARACTER) == len(set(BYTE_TO_CHARACTER)) == 256
