@@ -6,6 +6,7 @@ else of either. Shapes: B rows, T positions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -31,12 +32,20 @@ class Batch(NamedTuple):
 
     def rows(self, start: int, stop: int) -> Batch:
         """Rows `start` to `stop`, as views."""
-        return Batch(*(_map(value, lambda tensor: tensor[start:stop]) for value in self))
+        return self.map(lambda tensor: tensor[start:stop])
 
-    def to(self, device: object) -> Batch:
+    def to(self, device: torch.device) -> Batch:
         """The same batch on a device; asynchronous where the memory allows it."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor changed."""
         return Batch(
-            *(_map(value, lambda tensor: tensor.to(device, non_blocking=True)) for value in self)
+            tokens=change(self.tokens),
+            targets=change(self.targets),
+            mask=change(self.mask),
+            segments=None if self.segments is None else change(self.segments),
+            columns={name: change(tensor) for name, tensor in self.columns.items()},
         )
 
 
@@ -90,10 +99,3 @@ class Metrics:
         stacked = all_sum(torch.stack([self.sums[name] for name in names]))
         return {name: (row[0], row[1]) for name, row in zip(names, stacked.tolist(), strict=True)}
 
-
-def _map(value: Tensor | dict[str, Tensor] | None, change):
-    if value is None:
-        return None
-    if isinstance(value, dict):
-        return {name: change(tensor) for name, tensor in value.items()}
-    return change(value)

@@ -12,7 +12,7 @@ from sparrowlm import files
 from sparrowlm.checkpoint import Checkpoint, RunFolder, find_run
 from sparrowlm.config import Recipe, dump_recipe
 from sparrowlm.data.prepare import prepare_cached
-from sparrowlm.data.shards import Dataset, is_dataset, open_dataset
+from sparrowlm.data.shards import FACTS, Dataset, is_dataset, open_dataset
 from sparrowlm.data.sources import Source
 from sparrowlm.errors import ConfigError, RunError
 from sparrowlm.infer.engine import Engine
@@ -21,7 +21,7 @@ from sparrowlm.model.count import flops_per_token
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.report.html import write_report
 from sparrowlm.runtime import Runtime, cache_folder, detect, machine, matmul_rate
-from sparrowlm.text.tokenizer import Tokenizer, load_tokenizer
+from sparrowlm.text.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 from sparrowlm.train.build import (
     Parts,
     build,
@@ -177,7 +177,7 @@ def plan_recipe(recipe: Recipe, available: int = 0) -> tuple[Plan, Runtime, bool
     runtime = detect(recipe.train.device, recipe.train.precision)
     folder = Path(recipe.data.path[0]) if recipe.data.path else Path()
     prepared = len(recipe.data.path) == 1 and is_dataset(folder)
-    dataset = open_dataset(folder, token_dtype=recipe.data.token_dtype) if prepared else None
+    dataset = open_folder(folder, recipe) if prepared else None
     vocab_size = dataset.vocab_size if dataset else planned_vocabulary(recipe)
     resolved = resolve_recipe(recipe, vocab_size, runtime)
     rows = 0
@@ -215,7 +215,16 @@ def _dataset(
             prepare_text(recipe, progress)
         barrier(runtime)
         folder = prepare_text(recipe, None)
-    return open_dataset(folder, token_dtype=recipe.data.token_dtype)
+    return open_folder(folder, recipe)
+
+
+def open_folder(folder: Path, recipe: Recipe) -> Dataset:
+    """Open a dataset. One that brings no vocabulary gets the recipe's, where that one needs no
+    training: so nanoGPT's folder of GPT-2 tokens has samples and bits per byte."""
+    tokenizer = None
+    if recipe.tokenizer.kind in ("gpt2", "folder", "bytes") and not (folder / FACTS).exists():
+        tokenizer = make_tokenizer(recipe.tokenizer, lambda: ())
+    return open_dataset(folder, token_dtype=recipe.data.token_dtype, tokenizer=tokenizer)
 
 
 def _open_folder(

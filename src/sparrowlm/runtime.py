@@ -183,12 +183,12 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) 
     for size in sizes:
         left = torch.randn(size, size, device=device).to(dtype)
         right = torch.randn(size, size, device=device).to(dtype)
-        left @ right
+        torch.matmul(left, right)
         synchronize(device)
         began, done = time.perf_counter(), 0
         while time.perf_counter() - began < seconds / len(sizes) or done < 3:
             for _ in range(8 if device.type != "cpu" else 1):
-                left @ right
+                torch.matmul(left, right)
                 done += 1
             synchronize(device)
             best = max(best, 2 * size**3 * done / (time.perf_counter() - began))

@@ -110,18 +110,28 @@ def run_training(
 
 @contextmanager
 def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM or Ctrl-C came. The first lets the step finish; the second Ctrl-C ends at
-    once, which loses what the last checkpoint does not hold and nothing else."""
+    """Whether SIGTERM or Ctrl-C came, as a question that the trainer asks after every step.
+
+    Until it asks for the first time there is nothing to save, and a signal ends the program. From
+    then on the first one lets the step finish; a second Ctrl-C ends at once, which loses what the
+    last checkpoint does not hold and nothing else.
+    """
     heard: list[int] = []
+    training = False
 
     def hear(number: int, frame: object) -> None:
-        if heard and number == signal.SIGINT:
+        if heard or not training:
             raise KeyboardInterrupt
         heard.append(number)
 
+    def ask() -> bool:
+        nonlocal training
+        training = True
+        return bool(heard)
+
     before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(heard)
+        yield ask
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

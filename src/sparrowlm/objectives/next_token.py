@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,9 @@ class NextToken(Objective):
         """The summed nats. `metrics["loss"]` is (nats, tokens), and `metrics["bits_per_byte"]`
         (bits, bytes of the counted targets)."""
         hidden = model(batch.tokens, batch.segments).hidden  # (B, T, D)
+        weight = cast(Tensor, model.head_weight)  # (V, D)
         total = summed_nll(
-            hidden.flatten(0, 1), model.head_weight, batch.targets.flatten(), batch.mask.flatten()
+            hidden.flatten(0, 1), weight, batch.targets.flatten(), batch.mask.flatten()
         )
         nats = total.detach()
         metrics = {"loss": torch.stack((nats, self.count(batch).to(nats.dtype)))}
