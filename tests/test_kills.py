@@ -76,12 +76,12 @@ def kill_and_compare(folder: Path, kills: int, steps: int) -> int:
 
 
 def test_five_kills_change_nothing(tmp_path):
-    assert kill_and_compare(tmp_path, kills=5, steps=400) >= 1
+    assert kill_and_compare(tmp_path, kills=5, steps=100) >= 1
 
 
 @pytest.mark.slow
 def test_fifty_kills_change_nothing(tmp_path):
-    assert kill_and_compare(tmp_path, kills=50, steps=2000) >= 20
+    assert kill_and_compare(tmp_path, kills=50, steps=1000) >= 20
 
 
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path):

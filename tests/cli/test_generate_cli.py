@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import io
+import string
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from rich.console import Console
 
 from sparrowlm.checkpoint import Checkpoint, RunFolder, State
 from sparrowlm.cli import main
 from sparrowlm.cli.generate import Page, in_order
-from sparrowlm.config import ModelConfig, Recipe, dump_recipe, resolve_model
+from sparrowlm.config import ModelConfig, Recipe, dump_recipe
 from sparrowlm.infer.engine import End, Piece
-from sparrowlm.model.transformer import Transformer
-from sparrowlm.text.tokenizer import byte_tokenizer
+from sparrowlm.text.tokenizer import character_tokenizer
 from support import command, run_command
+from writing_support import random_model
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose model writes random bytes, with Chinese letters in its path."""
+    """A run whose model writes random letters, with Chinese ones in its path."""
     folder = tmp_path_factory.mktemp("runs") / "诗"
-    shape = resolve_model(
-        ModelConfig(vocab_size=257, d_model=32, n_layers=1, n_heads=2, max_seq_len=32)
+    tokenizer = character_tokenizer(string.ascii_letters + " 床前明月光一二鸟飞麻雀\n")
+    shape = ModelConfig(
+        vocab_size=tokenizer.vocab_size, d_model=32, n_layers=1, n_heads=2, max_seq_len=32
     )
-    model = Transformer(shape)
-    model.init_weights(3)
-    with torch.no_grad():
-        model.embed.weight.mul_(20)  # away from even chances
+    model = random_model(shape).float()
+    shape = model.config
     saved = RunFolder(folder)
     saved.create()
     (folder / "config.toml").write_text(dump_recipe(Recipe(model=shape)), encoding="utf-8")
     (folder / "tokenizer").mkdir()
-    byte_tokenizer().save(folder / "tokenizer")
+    tokenizer.save(folder / "tokenizer")
     for step in (5, 10):
         saved.save(Checkpoint(State(step=step), model.state_dict(), {}), keep_last=2)
     return folder
@@ -59,13 +58,14 @@ def test_the_prompt_and_its_continuation_are_written(
 def test_the_same_seed_writes_the_same_and_another_something_else(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    texts = [_write(capsys, run, "--prompt", "a", "--seed", seed) for seed in (1, 1, 2)]
+    texts = [_write(capsys, run, "--max-tokens", 50, "--seed", seed) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
 
 
 def test_a_checkpoint_can_be_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     step = run / "checkpoints" / "step-00000005"
-    assert _write(capsys, step, "--prompt", "a") == _write(capsys, run, "--prompt", "a")
+    options = ("--prompt", "a", "--max-tokens", 20)
+    assert _write(capsys, step, *options) == _write(capsys, run, *options)
 
 
 def test_several_texts_are_parted_and_in_order(

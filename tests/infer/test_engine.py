@@ -78,6 +78,14 @@ def test_rows_do_not_depend_on_the_batch_around_them(slots: int) -> None:
         assert [piece.end for piece in pieces if piece.row == row][-1] == "max_tokens"
 
 
+def test_a_caller_may_append_to_its_prompt_as_it_reads() -> None:
+    model = random_model(SMALL)
+    prompt = [3, 1]
+    for piece in Engine(model, None, EXACT).stream([Request(prompt, GREEDY)]):
+        prompt.append(piece.token)
+    assert prompt[2:] == write_without_cache(model, [3, 1], GREEDY, 257)
+
+
 def test_samples_of_one_prompt_differ_and_repeat_with_the_seed(trained: Transformer) -> None:
     engine = Engine(trained, BYTES, CPU)
     requests = [Request(list(b"def "), Sampling(max_tokens=20), sample=n) for n in range(4)]

@@ -1,0 +1,85 @@
+"""The plan's arithmetic against what is measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from support import byte_dataset, cpu, tiny_recipe
+
+from sparrowlm.checkpoint import RunFolder
+from sparrowlm.config import load_recipe
+from sparrowlm.model.count import training_memory
+from sparrowlm.train.build import build, resolve_recipe
+from sparrowlm.train.plan import advice, fitting_rows, plan_of
+from sparrowlm.train.sitting import snapshot
+
+
+def test_minimind_26m_has_26878464_parameters():
+    recipe = resolve_recipe(load_recipe_named("minimind-26m"), 6400, cpu())
+    plan = plan_of(recipe, cpu(), rate=2e11, total_steps=100)
+    assert plan.parameters.total == 26_878_464
+
+
+def load_recipe_named(name):
+    from sparrowlm.config import find_recipe
+
+    return load_recipe(find_recipe(name))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_checkpoint_size_is_what_is_written(tmp_path, optimizer):
+    runtime = cpu()
+    recipe = tiny_recipe(steps=1, optimizer=optimizer)
+    recipe = replace(recipe, model=replace(recipe.model, d_model=128, d_ff=512))
+    recipe = resolve_recipe(recipe, 256, runtime)
+    parts = build(recipe, byte_dataset(tmp_path / "data"), runtime)
+    list(parts.trainer.run())
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    run.save(snapshot(parts), keep_last=1)
+    written = sum(path.stat().st_size for path in run.folder(1).glob("*.safetensors"))
+    plan = plan_of(recipe, runtime, rate=1e11, total_steps=1)
+    assert plan.checkpoint_bytes == pytest.approx(written, rel=0.05)
+
+
+def test_weights_gradients_and_optimizer_are_counted_exactly(tmp_path):
+    runtime = cpu()
+    recipe = resolve_recipe(tiny_recipe(steps=1), 256, runtime)
+    parts = build(recipe, byte_dataset(tmp_path / "data"), runtime)
+    list(parts.trainer.run())
+    states = parts.trainer.optimizers.state_tensors().values()
+    held = sum(tensor.numel() * 4 for tensor in states if tensor.ndim)
+    memory = training_memory(recipe.model, 8, 16, optimizer="adamw")
+    assert memory.optimizer == held
+    assert memory.weights == sum(p.numel() * 4 for p in parts.model.parameters())
+
+
+def test_rows_are_halved_until_they_fit_and_advice_names_what_does():
+    runtime = cpu()
+    recipe = load_recipe_named("minimind-26m")
+    recipe = resolve_recipe(recipe, 6400, runtime)
+    plan = plan_of(recipe, runtime, rate=1e11, total_steps=1, available=10**9)
+    assert not plan.fits
+    rows = fitting_rows(recipe, runtime, 10**9)
+    assert 1 <= rows < 16
+    assert advice(plan, runtime) == f"train.micro_batch_size = {rows} fits"
+    small = plan_of(recipe, runtime, rate=1e11, total_steps=1, available=560 * 10**6)
+    assert "activation_checkpointing" in advice(small, runtime)
+    none = plan_of(recipe, runtime, rate=1e11, total_steps=1, available=10**8)
+    assert "smaller" in advice(none, runtime)
+
+
+def test_time_is_work_over_half_the_ceiling():
+    recipe = resolve_recipe(tiny_recipe(), 256, cpu())
+    plan = plan_of(recipe, cpu(), rate=1e9, total_steps=10)
+    assert plan.tokens == 1280
+    assert plan.seconds == pytest.approx(1280 * plan.flops_per_token / 5e8)
+
+
+def test_precision_is_part_of_the_memory():
+    recipe = resolve_recipe(tiny_recipe(), 256, cpu())
+    full = training_memory(recipe.model, 8, 16, optimizer="adamw")
+    half = training_memory(recipe.model, 8, 16, optimizer="adamw", product_bytes=2)
+    assert half.activations * 2 == full.activations
+    assert half.weights == full.weights
