@@ -153,6 +153,8 @@ class Engine:
     def _sequence(self, row: int, request: Request) -> _Sequence:
         text = None if self.tokenizer is None else TextStream(self.tokenizer.token_bytes)
         limit = sys.maxsize if self.slide else self.context
+        # A copy: the caller may append what it gets to the list it gave.
+        request = request._replace(prompt=tuple(request.prompt))
         return _Sequence(row, request, text, self.eot_id, limit)
 
     def _cache(self, requests: Sequence[Request]) -> KVCache:
