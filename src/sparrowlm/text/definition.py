@@ -50,9 +50,11 @@ BYTE_TO_CHARACTER: tuple[str, ...] = tuple(_byte_characters())
 CHARACTER_TO_BYTE: Mapping[str, int] = {char: byte for byte, char in enumerate(BYTE_TO_CHARACTER)}
 
 
-def split_by(pattern: str) -> Definition:
-    """The `pre_tokenizer` entry that cuts by a pattern and then spells bytes."""
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+def split_by(name: str) -> Definition:
+    """The `pre_tokenizer` entry that cuts by the pattern of a name and then spells bytes."""
+    if name == "gpt2":  # ByteLevel's own: the form in which others recognize it
+        return _byte_level(use_regex=True)
+    split = {"type": "Split", "pattern": {"Regex": PATTERNS[name]}, "behavior": "Isolated"}
     return {
         "type": "Sequence",
         "pretokenizers": [split | {"invert": False}, _byte_level(use_regex=False)],
@@ -109,9 +111,7 @@ def define_bytes() -> Definition:
 def define_gpt2(vocab: Mapping[str, int], merges: Sequence[Merge]) -> Definition:
     """GPT-2's vocabulary and merges as they were published."""
     specials = {END_OF_TEXT: vocab[END_OF_TEXT]} if END_OF_TEXT in vocab else {}
-    return define(
-        vocab, merges=merges, specials=specials, pre_tokenizer=_byte_level(use_regex=True)
-    )
+    return define(vocab, merges=merges, specials=specials, pre_tokenizer=split_by("gpt2"))
 
 
 def is_byte_level(definition: Definition) -> bool:

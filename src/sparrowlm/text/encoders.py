@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -19,23 +18,13 @@ import numpy as np
 
 from sparrowlm.errors import TokenizerError
 from sparrowlm.text.definition import (
-    BYTE_TO_CHARACTER,
-    CHARACTER_TO_BYTE,
-    PATTERNS,
     Definition,
-    merges_of,
     special_ids,
     split_pattern,
     vocab_of,
 )
+from sparrowlm.text.fast import Ids, TiktokenEncoder, ranks_of
 
-Ids = np.ndarray  # (n,) uint32
-
-# Texts above this are cut where the pattern cuts anyway, so that threads share one large document.
-CHUNK = 1 << 17
-# fancy-regex, inside tiktoken, keeps a state for each character of a run of spaces and gives up
-# at a million of them.
-LONGEST_RUN = 400_000
 SAMPLE_CHARACTERS = 50_000
 # Two languages, and the places where engines differ: runs, contractions, marks, joined emoji.
 SAMPLE = (
@@ -108,80 +97,6 @@ class ReferenceEncoder:
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[Ids]:
         encodings = self.raw.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
-
-
-class TiktokenEncoder:
-    """tiktoken over the same merges.
-
-    tiktoken merges any two neighbors whose union is a token, lowest rank first; `tokenizers`
-    merges listed pairs, first in the list first. `ranks_of` says when both are the same.
-    """
-
-    name = "tiktoken"
-
-    def __init__(self, pattern: str, ranks: dict[bytes, int], ids: np.ndarray) -> None:
-        """
-        Args:
-            pattern: how text is cut.
-            ranks: bytes of a token to its place in the merge order, single bytes first.
-            ids: (len(ranks),) uint32, the id of each rank.
-        """
-        import tiktoken
-
-        self._cuts = pattern in PATTERNS.values()
-        self._ids = ids
-        self._ranks = ranks
-        self._pattern = pattern
-        self._encoding = tiktoken.Encoding(
-            "sparrow", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
-        )
-        self._whole: tuple[Any, Any] | None = None
-
-    def encode_batch(self, texts: Sequence[str], threads: int) -> list[Ids]:
-        if not texts:
-            return []
-        chunks: list[str] = []
-        counts: list[int] = []
-        for text in texts:
-            before = len(chunks)
-            chunks += safe_chunks(text) if self._cuts and len(text) > CHUNK else [text]
-            counts.append(len(chunks) - before)
-        parts = iter(self._encode_chunks(chunks, threads))
-        joined = []
-        for count in counts:
-            own = [next(parts) for _ in range(count)]
-            joined.append(own[0] if count == 1 else np.concatenate(own))
-        return joined
-
-    def _encode_chunks(self, chunks: list[str], threads: int) -> list[Ids]:
-        hard = {number for number, chunk in enumerate(chunks) if _has_long_run(chunk)}
-        easy = [chunk for number, chunk in enumerate(chunks) if number not in hard]
-        if threads > 1 and len(easy) > 1:
-            ranks = iter(self._encoding.encode_ordinary_batch(easy, num_threads=threads))
-        else:
-            ranks = iter([self._encoding.encode_ordinary(chunk) for chunk in easy])
-        return [
-            self._encode_hard(chunk)
-            if number in hard
-            else self._ids[np.array(next(ranks), np.int64)]
-            for number, chunk in enumerate(chunks)
-        ]
-
-    def _encode_hard(self, text: str) -> Ids:
-        """Cut by the reference's engine, then merge each piece whole."""
-        import tiktoken
-        from tokenizers import Regex
-        from tokenizers.pre_tokenizers import Split
-
-        if self._whole is None:
-            whole = tiktoken.Encoding(
-                "sparrow-piece", pat_str=r"[\s\S]+", mergeable_ranks=self._ranks, special_tokens={}
-            )
-            self._whole = Split(Regex(self._pattern), "isolated"), whole
-        split, encoding = self._whole
-        pieces = [piece for piece, _ in split.pre_tokenize_str(text)]
-        ranks = [rank for piece in pieces for rank in encoding.encode_ordinary(piece)]
-        return self._ids[np.array(ranks, np.int64)]
 
 
 class GigatokenEncoder:
@@ -261,37 +176,6 @@ def _equal(one: Sequence[Ids], other: Sequence[Ids]) -> bool:
     return all(np.array_equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
 
 
-def ranks_of(definition: Definition, raw: Any) -> tuple[dict[bytes, int], np.ndarray] | None:
-    """Ranks for tiktoken, or None where merging by them could give other ids.
-
-    They give the same ids on every text if the single bytes are all there, every token comes from
-    one merge, and every token, encoded alone, is that token. For take the first step at which the
-    two ways differ: neighbors x and y whose union t is a token, though (x, y) is not the pair
-    listed for t. No merge has crossed the borders of t so far, so encoding t alone passes through
-    the same state [x, y]; but it ends in t, and so its last state of two parts is the listed pair.
-    """
-    vocab, merges = vocab_of(definition), merges_of(definition)
-    model = definition["model"]
-    odd = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
-    if model.get("type") != "BPE" or any(model.get(name) for name in (*odd, "byte_fallback")):
-        return None
-    pieces = [*BYTE_TO_CHARACTER, *(left + right for left, right in merges)]
-    if len(set(pieces)) != len(pieces) or any(piece not in vocab for piece in pieces):
-        return None
-    reachable = len(pieces) + sum(text in vocab for text in special_ids(definition))
-    if model.get("ignore_merges") and reachable != len(vocab):
-        return None
-    if any(character not in CHARACTER_TO_BYTE for piece in pieces for character in piece):
-        return None
-    if any(len(raw.model.tokenize(piece)) != 1 for piece in pieces):
-        return None
-    ranks = {
-        bytes(CHARACTER_TO_BYTE[character] for character in piece): rank
-        for rank, piece in enumerate(pieces)
-    }
-    return ranks, np.array([vocab[piece] for piece in pieces], np.uint32)
-
-
 def reference(definition: Definition) -> Any:
     """A `tokenizers.Tokenizer` that knows no added token.
 
@@ -322,33 +206,6 @@ def without_specials(definition: Definition) -> Definition:
         ]
     plain = {**definition, "added_tokens": [], "post_processor": None, "model": model}
     return plain | {"truncation": None, "padding": None}
-
-
-def safe_chunks(text: str) -> list[str]:
-    r"""Cut a long text where both known patterns cut in any case: after a line end that stands
-    between two characters that are no space. No piece crosses it (only a literal space or a
-    mark is ever joined to what follows), and no lookahead reaches over it.
-    """
-    chunks, start = [], 0
-    while len(text) - start > CHUNK:
-        found = _SAFE_CUT.search(text, start + CHUNK)
-        if found is None:
-            break
-        cut = found.start() + 2
-        chunks.append(text[start:cut])
-        start = cut
-    chunks.append(text[start:])
-    return chunks
-
-
-_SAFE_CUT = re.compile(r"(?=\S\n\S)")
-_RUN = re.compile(r"\s+")
-
-
-def _has_long_run(text: str) -> bool:
-    if len(text) < LONGEST_RUN:
-        return False
-    return any(run.end() - run.start() >= LONGEST_RUN for run in _RUN.finditer(text))
 
 
 def _heads(texts: Sequence[str]) -> Iterator[str]:

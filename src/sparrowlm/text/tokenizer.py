@@ -74,7 +74,9 @@ class Tokenizer:
         self._adds_space = adds_space(definition)
         self._encoder: Encoder | None = None
         if definition.get("normalizer"):
-            self.notes.append("its normalizer may rewrite text: decoding need not give the input back")
+            self.notes.append(
+                "its normalizer may rewrite text: decoding need not give the input back"
+            )
 
     @property
     def vocab_size(self) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from sparrowlm.config import TokenizerConfig
 from sparrowlm.errors import TokenizerError
-from sparrowlm.text.definition import BYTE_TO_CHARACTER, PATTERNS, SPECIALS, Definition, split_by
+from sparrowlm.text.definition import BYTE_TO_CHARACTER, SPECIALS, Definition, split_by
+from sparrowlm.text.fast import SAFE_CUT
 
 Progress = Callable[[int], None]
 BLOCK_CHARACTERS = 1 << 14  # what is kept or dropped as one
@@ -36,7 +37,7 @@ def train_bpe(
         )
     raw = Tokenizer(models.BPE())
     raw.decoder = decoders.ByteLevel()
-    shell = json.loads(raw.to_str()) | {"pre_tokenizer": split_by(PATTERNS[config.pattern])}
+    shell = json.loads(raw.to_str()) | {"pre_tokenizer": split_by(config.pattern)}
     raw = Tokenizer.from_str(json.dumps(shell))
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
@@ -107,8 +108,9 @@ def _blocks(texts: Iterable[str]) -> Iterator[list[str]]:
         while start < len(text):
             end = start + BLOCK_CHARACTERS - size
             if end < len(text):
-                # Words are not cut in two: the vocabulary would learn the halves.
-                end = text.find("\n", end) + 1 or len(text)
+                # Only where both patterns cut: the vocabulary would learn the halves of words.
+                cut = SAFE_CUT.search(text, end)
+                end = cut.start() + 2 if cut else len(text)
             block.append(text[start:end])
             size += len(block[-1])
             start = end
