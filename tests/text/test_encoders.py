@@ -7,6 +7,7 @@ import inspect
 import json
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,13 @@ class Saved:
         self.folder, self.pattern = folder, pattern
         self.definition: Definition = json.loads((folder / "tokenizer.json").read_text("utf-8"))
         self.raw = published(folder)
+        self.tokenizer = load_tokenizer(folder)
+        self.reference = ReferenceEncoder(self.definition)
         self.fast = tiktoken_encoder(self.definition, PATTERNS[pattern])
+
+    @cached_property
+    def gigatoken(self) -> encoders.GigatokenEncoder:
+        return encoders.GigatokenEncoder(self.definition)
 
     def __repr__(self) -> str:
         return f"a vocabulary cut by {self.pattern}"  # hypothesis prints it
@@ -86,7 +93,7 @@ def tiktoken_encoder(definition: Definition, pattern: str) -> TiktokenEncoder:
 @given(texts=st.lists(HOSTILE, max_size=4))
 def test_ids_against_tokenizers(saved: Saved, texts: list[str]) -> None:
     expected = [saved.raw.encode(text, add_special_tokens=False).ids for text in texts]
-    for encoder in (ReferenceEncoder(saved.definition), saved.fast):
+    for encoder in (saved.reference, saved.fast):
         assert [ids.tolist() for ids in encoder.encode_batch(texts, 2)] == expected
 
 
@@ -95,7 +102,7 @@ def test_ids_against_tokenizers(saved: Saved, texts: list[str]) -> None:
 def test_gigatoken_ids_against_tokenizers(saved: Saved, texts: list[str]) -> None:
     pytest.importorskip("gigatoken", reason="the optional extra `fast` is not installed")
     expected = [saved.raw.encode(text, add_special_tokens=False).ids for text in texts]
-    found = encoders.GigatokenEncoder(saved.definition).encode_batch(texts, 2)
+    found = saved.gigatoken.encode_batch(texts, 2)
     assert [ids.tolist() for ids in found] == expected
 
 
@@ -104,7 +111,7 @@ def test_ids_against_tokenizers_on_real_text(saved: Saved, shared_data: Path) ->
         (shared_data / "wizard_of_oz.txt").read_text(encoding="utf-8"),
         inspect.getsource(tiktoken.core),
     ]
-    expected = [ids.tolist() for ids in ReferenceEncoder(saved.definition).encode_batch(texts, 2)]
+    expected = [ids.tolist() for ids in saved.reference.encode_batch(texts, 2)]
     chosen = load_tokenizer(saved.folder).encode_batch(texts)
     assert [ids.tolist() for ids in chosen] == expected
     assert [ids.tolist() for ids in saved.fast.encode_batch(texts, 2)] == expected
@@ -211,32 +218,36 @@ def test_chat_template_against_minimind(shared_data: Path, chat: dict[str, Any])
 # Long and odd texts.
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["a" * MEGABYTE, " " * MEGABYTE, " " * MEGABYTE + "x", "\n" * MEGABYTE,
-     "麻" * (MEGABYTE // 3), "=" * MEGABYTE, " \n" * (MEGABYTE // 2) + "\t" * 600_000 + "x"],
-    ids=["letters", "spaces", "spaces-then-letter", "lines", "chinese", "marks", "mixed"],
-)  # fmt: skip
-def test_a_megabyte_of_one_thing_takes_less_than_a_second(saved: Saved, text: str) -> None:
-    saved.fast.encode_batch([" " * MEGABYTE], 1)  # what is built on first use
-    spent = []
-    for _ in range(3):
-        began = time.perf_counter()
-        (ids,) = saved.fast.encode_batch([text], 1)
-        spent.append(time.perf_counter() - began)
-        if spent[-1] < 1:
-            break
-    assert min(spent) < 1
-    assert load_tokenizer(saved.folder).decode_bytes(ids.tolist()) == text.encode()
+ONE_THING = {
+    "letters": "a" * MEGABYTE,
+    "spaces": " " * MEGABYTE,
+    "spaces and a letter": " " * MEGABYTE + "x",
+    "lines": "\n" * MEGABYTE,
+    "chinese": "麻" * (MEGABYTE // 3),
+    "marks": "=" * MEGABYTE,
+    "mixed": " \n" * (MEGABYTE // 5) + "\t" * 600_000 + "x",
+}
 
 
-@settings(max_examples=200, deadline=None)
+@pytest.mark.parametrize("saved", ["qwen2"], indirect=True)
+@pytest.mark.parametrize("name", ONE_THING)
+def test_a_megabyte_of_one_thing_takes_less_than_a_second(saved: Saved, name: str) -> None:
+    """Of processor time, so that a busy machine does not fail it."""
+    text = ONE_THING[name]
+    began = time.process_time()
+    (ids,) = saved.fast.encode_batch([text], 1)
+    spent = time.process_time() - began
+    assert spent < 1
+    assert saved.tokenizer.decode_bytes(ids.tolist()) == text.encode()
+
+
+@settings(max_examples=100, deadline=None)
 @given(
     parts=st.lists(st.sampled_from([" " * 9, "\n" * 9, " \n" * 5, "\t", "a", ".", "\r\n", "麻"]))
 )
 def test_long_runs_have_the_ids_of_tokenizers(saved: Saved, parts: list[str]) -> None:
     text = "".join(parts)
-    (expected,) = ReferenceEncoder(saved.definition).encode_batch([text], 1)
+    (expected,) = saved.reference.encode_batch([text], 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast, "LONGEST_RUN", 8)
         assert np.array_equal(saved.fast.encode_batch([text], 1)[0], expected)
@@ -245,7 +256,7 @@ def test_long_runs_have_the_ids_of_tokenizers(saved: Saved, parts: list[str]) ->
 BITS = ["a", "\n", "\n", " ", "\r", ".", "'s", "1", "\t", "麻"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(parts=st.lists(st.sampled_from(BITS), max_size=60))
 def test_cutting_a_long_text_changes_no_id(saved: Saved, parts: list[str]) -> None:
     text = "".join(parts)

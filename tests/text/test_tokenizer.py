@@ -150,7 +150,7 @@ def test_under_the_budget_every_character_is_seen() -> None:
     assert "".join(training.thin(texts, 1_000_000)) == "".join(texts)
 
 
-@pytest.mark.parametrize("length", [10, 1000, 2_000_000])
+@pytest.mark.parametrize("length", [100, 2_000_000])
 def test_the_budget_is_spread_evenly_over_the_input(length: int) -> None:
     """Every tenth of the input gives about a tenth of what is kept, head and tail alike."""
     line = 20
@@ -284,19 +284,23 @@ def test_gpt2_files_under_all_their_names_are_one_vocabulary(
 ) -> None:
     source = shared_data / "tokenizers" / "gpt2"
     assert (gpt2.kind, gpt2.vocab_size, gpt2.eot_id) == ("gpt2", 50257, 50256)
-    for number, names in enumerate(GPT2_FILES):
+    for number, names in enumerate(GPT2_FILES[:2]):
         folder = tmp_path / str(number)
         folder.mkdir()
         for name, original in zip(names, GPT2_FILES[2], strict=True):
             shutil.copyfile(source / original, folder / name)
         config = TokenizerConfig(kind="gpt2", path=str(folder))
-        assert make_tokenizer(config, list).fingerprint == gpt2.fingerprint
+        found = make_tokenizer(config, list)
+        assert found.fingerprint == gpt2.fingerprint
+    found.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert (again.kind, again.fingerprint) == ("gpt2", gpt2.fingerprint)
 
 
 # On the disk.
 
 
-@pytest.mark.parametrize("kind", ["trained", "minimind", "gpt2", "bytes", "chars"])
+@pytest.mark.parametrize("kind", ["trained", "minimind", "bytes", "chars"])
 def test_saved_and_loaded_is_the_same(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -381,5 +385,5 @@ def test_longest_tokens_and_bytes_per_token() -> None:
     found = measure(tokenizer, ["麻", "ab"])
     assert (found.bytes, found.tokens, found.bytes_per_token) == (5, 5, 1.0)
     assert found.exact
-    assert not measure(tokenizer, ["a" * 1_200_000, "b"], limit=10).whole
+    assert not measure(tokenizer, ["a" * (1 << 20), "b"], limit=10).whole
     assert len(BYTE_TO_CHARACTER) == len(set(BYTE_TO_CHARACTER)) == 256

@@ -50,6 +50,13 @@ BYTE_TO_CHARACTER: tuple[str, ...] = tuple(_byte_characters())
 CHARACTER_TO_BYTE: Mapping[str, int] = {char: byte for byte, char in enumerate(BYTE_TO_CHARACTER)}
 
 
+# The same as a table for `str.translate`; what stands for no byte must not pass for one.
+_TO_LATIN = {
+    **dict.fromkeys(range(256), 0xFFFF),
+    **{ord(c): b for c, b in CHARACTER_TO_BYTE.items()},
+}
+
+
 def split_by(name: str) -> Definition:
     """The `pre_tokenizer` entry that cuts by the pattern of a name and then spells bytes."""
     if name == "gpt2":  # ByteLevel's own: the form in which others recognize it
@@ -232,8 +239,8 @@ def _from_characters(piece: str) -> bytes:
 
 def _from_byte_level(piece: str) -> bytes:
     try:
-        return bytes(CHARACTER_TO_BYTE[character] for character in piece)
-    except KeyError:  # an entry that no text can reach, such as an unlisted special
+        return piece.translate(_TO_LATIN).encode("latin-1")
+    except UnicodeEncodeError:  # an entry that no text can reach, such as an unlisted special
         return piece.encode("utf-8")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,6 @@ class Tokenizer:
         self.kind = kind
         self.special_ids: dict[str, int] = special_ids(definition)
         self.eot_id: int | None = self.special_ids.get(END_OF_TEXT)
-        self.fingerprint: str = fingerprint(definition)
         # What a person should know about how this one works; the command line prints it.
         self.notes: list[str] = []
         self._definition = definition
@@ -77,6 +77,11 @@ class Tokenizer:
             self.notes.append(
                 "its normalizer may rewrite text: decoding need not give the input back"
             )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of whatever decides ids."""
+        return fingerprint(self._definition)
 
     @property
     def vocab_size(self) -> int:
