@@ -42,13 +42,16 @@ class Product(NamedTuple):
     """A linear map, perhaps of several layers at once."""
 
     weight: Tensor
-    """(out, in)."""
+    """(in, out): a view of (out, in), as `F.linear` would make it at every call."""
     bias: Tensor | None
     """(out,)."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., out) of x (..., in), in the weight's dtype."""
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+        """(M, out) of x (M, in), in the weight's dtype."""
+        x = x.to(self.weight.dtype)
+        if self.bias is None:
+            return torch.mm(x, self.weight)
+        return torch.addmm(self.bias, x, self.weight)
 
 
 class Layer(NamedTuple):
@@ -87,7 +90,7 @@ class Decoder:
         self.dtype, self.device = dtype or weight.dtype, weight.device
         wide = torch.promote_types(weight.dtype, torch.float32)
         self.embed = weight.to(wide)
-        self.head = model.head_weight.detach().to(self.dtype)
+        self.head = Product(model.head_weight.detach().to(self.dtype).t(), None)
         self.norm = _norm_weights(model.norm, wide)
         self.layers = [self._layer(block) for block in model.blocks if isinstance(block, Block)]
         if len(self.layers) != config.n_layers:
@@ -127,44 +130,49 @@ class Decoder:
                 where="model.max_seq_len",
                 fix="shorten the prompt, or train with a longer context",
             )
-        x = F.embedding(tokens, self.embed)  # (B, T, D)
+        x = F.embedding(tokens.flatten(), self.embed)  # (BT, D)
         if self.places is not None:
-            x = x + self.places[window.positions]
-        angles = None if self.angles is None else self.angles[:, window.positions]
+            x = x + self.places[window.positions].flatten(0, 1)
+        angles = None if self.angles is None else self.angles[:, window.positions].unbind()
         for index, layer in enumerate(self.layers):
-            q, k, v = self._heads(layer, x, angles)
+            heads = layer.qkv(self._normed(x)).view(*tokens.shape, -1, self.config.head_dim)
+            q, k, v = self._turned(heads, layer.head_norms, angles)
             keys, values = cache.append(index, k, v, window)
-            x = x + layer.o(cached_attention(q, keys, values, window.mask).flatten(-2))
-            bent = layer.wide(self._normed(x))  # (B, T, F or 2F)
-            if self.gated:
-                gate, up = bent.chunk(2, dim=-1)
-                bent = self.bend(gate) * up
-            else:
-                bent = self.bend(bent)
-            x = x + layer.down(bent)
+            mixed = cached_attention(q, keys, values, window.mask)  # (B, T, N, H)
+            x = x + layer.o(mixed.reshape(len(x), -1))
+            x = x + layer.down(self._bent(layer.wide(self._normed(x))))
         cache.advance(tokens.shape[1], counts)
         weight, bias = self.norm
         x = self._normed(x) * weight
-        return Output(x if bias is None else x + bias)
+        return Output((x if bias is None else x + bias).view(*tokens.shape, -1))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., V) of hidden (..., D), in the decoder's dtype."""
-        return F.linear(hidden.to(self.dtype), self.head)
+        return self.head(hidden.flatten(0, -2)).unflatten(0, hidden.shape[:-1])
 
-    def _heads(self, layer: Layer, x: Tensor, angles: Tensor | None) -> tuple[Tensor, ...]:
-        """Queries (B, T, N, H), keys and values (B, T, K, H) of x (B, T, D)."""
-        config = self.config
-        heads = layer.qkv(self._normed(x)).unflatten(-1, (-1, config.head_dim))
-        turned, v = heads.split((config.n_heads + config.n_kv_heads, config.n_kv_heads), dim=-2)
-        if layer.head_norms is not None:
-            turned = _rms(turned.to(x.dtype), self.head_floor) * layer.head_norms
+    def _turned(
+        self, heads: Tensor, norms: Tensor | None, angles: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, ...]:
+        """Queries (B, T, N, H), keys and values (B, T, K, H), ready for attention, of heads
+        (B, T, N + 2K, H) as they leave the product."""
+        n_heads, n_kv_heads = self.config.n_heads, self.config.n_kv_heads
+        turned, v = heads.split((n_heads + n_kv_heads, n_kv_heads), dim=-2)
+        if norms is not None:
+            turned = _rms(turned.to(norms.dtype), self.head_floor) * norms
         if angles is not None:
-            turned = rotate(turned, angles[0], angles[1])
-        q, k = turned.to(v.dtype).split((config.n_heads, config.n_kv_heads), dim=-2)
+            turned = rotate(turned, *angles)
+        q, k = turned.to(v.dtype).split((n_heads, n_kv_heads), dim=-2)
         return q, k, v
 
+    def _bent(self, x: Tensor) -> Tensor:
+        """(BT, F) of what comes up from the stream, (BT, F or 2F)."""
+        if not self.gated:
+            return self.bend(x)
+        gate, up = x.split(self.config.d_ff, dim=-1)
+        return self.bend(gate).mul_(up)
+
     def _normed(self, x: Tensor) -> Tensor:
-        """x (B, T, D) as a block's norm leaves it, but for what is folded into the product."""
+        """x (BT, D) as a block's norm leaves it, but for what is folded into the product."""
         if self.config.norm == "layer":
             return F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps)
         return _rms(x, self.floor)
@@ -199,7 +207,7 @@ class Decoder:
             if shift is not None:
                 bias = weight @ shift + (0 if bias is None else bias)
             weight = weight * scale
-        return Product(weight.to(self.dtype), None if bias is None else bias.to(self.dtype))
+        return Product(weight.to(self.dtype).t(), None if bias is None else bias.to(self.dtype))
 
 
 def _norm_weights(norm: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

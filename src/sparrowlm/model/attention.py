@@ -45,12 +45,12 @@ def cached_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
     Returns:
         (B, T, N, H)
     """
-    rows, length, heads, width = q.shape
-    if length == 1 and heads > keys.shape[1]:
+    rows, length, _, width = q.shape
+    if length == 1:
         # The heads that share keys stand as that many queries: one product, and no copy of keys.
-        folded = q.reshape(rows, keys.shape[1], -1, width).transpose(1, 2)  # (B, N/K, K, H)
-        return _product(folded, keys, values, mask, False, 0.0).transpose(1, 2).reshape(q.shape)
-    return _product(q, keys, values, mask, mask is None and length > 1, 0.0)
+        folded = q.reshape(rows, keys.shape[1], -1, width)  # (B, K, N/K, H)
+        return F.scaled_dot_product_attention(folded, keys, values, mask).reshape(q.shape)
+    return _product(q, keys, values, mask, mask is None, 0.0)
 
 
 def _product(
