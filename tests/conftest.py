@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -19,3 +20,9 @@ def shared_data() -> Path:
     if os.environ.get("CI"):
         pytest.fail(f"CI must provide the shared data at {SHARED}")
     pytest.skip(f"needs the shared data at {SHARED}")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Products of this size cost less than waking a second thread for them."""
+    torch.set_num_threads(1)

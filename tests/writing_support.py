@@ -29,7 +29,8 @@ def random_model(config: ModelConfig, seed: int = 0) -> Transformer:
 @torch.no_grad()
 def full_logits(model: Transformer, ids: Sequence[int]) -> Tensor:
     """(T, V) of one pass over all of `ids`, without a cache."""
-    return model.logits(model(torch.tensor([list(ids)])).hidden)[0]
+    tokens = torch.tensor([list(ids)], device=model.head_weight.device)
+    return model.logits(model(tokens).hidden)[0]
 
 
 def write_without_cache(

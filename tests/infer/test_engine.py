@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -53,6 +54,24 @@ def test_greedy_tokens_equal_full_recomputation_in_float32_on_a_trained_model(
     pieces = list(engine.stream([Request(prompt, GREEDY) for prompt in prompts]))
     for row, prompt in enumerate(prompts):
         assert _ids(pieces, row) == write_without_cache(trained, prompt, GREEDY, 257)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
+def test_a_gpu_writes_as_full_recomputation_does(trained: Transformer, precision: str) -> None:
+    """Of rows that join, slide and end; in bf16 only that it writes to the end."""
+    if False:
+        pytest.skip("needs a CUDA device")
+    runtime = Runtime(torch.device("cpu"), precision)
+    model = copy.deepcopy(trained).to(runtime.device, runtime.weight_dtype)
+    sampling = Sampling(temperature=0.9, top_k=30, max_tokens=90)
+    requests = [Request(list(b"import re"[: 3 + n]), sampling, sample=n) for n in range(5)]
+    pieces = list(Engine(model, None, runtime, slots=3).stream(requests))
+    for row, (prompt, _, sample) in enumerate(requests):
+        assert len(_ids(pieces, row)) == 90
+        if precision == "float64":
+            expected = write_without_cache(model, list(prompt), sampling, 264, sample)
+            assert _ids(pieces, row) == expected
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 8])

@@ -31,8 +31,13 @@ def trained(recipe, dataset, precision="float32", checkpoint=None):
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)])
 def test_accumulation_does_not_change_the_run(dataset, precision, tolerance):
+    recipe = tiny_recipe()
+    recipe = replace(recipe, optim=replace(recipe.optim, lr=1e-3))
     runs = [
-        trained(tiny_recipe(micro_batch_size=size), dataset, precision) for size in (8, 4, 3, 1)
+        trained(
+            replace(recipe, train=replace(recipe.train, micro_batch_size=size)), dataset, precision
+        )
+        for size in (8, 4, 3, 1)
     ]
     (first, first_rows), *others = runs
     for parts, rows in others:
