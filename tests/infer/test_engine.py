@@ -60,9 +60,9 @@ def test_greedy_tokens_equal_full_recomputation_in_float32_on_a_trained_model(
 @pytest.mark.parametrize("precision", ["float64", "bfloat16"])
 def test_a_gpu_writes_as_full_recomputation_does(trained: Transformer, precision: str) -> None:
     """Of rows that join, slide and end; in bf16 only that it writes to the end."""
-    if False:
+    if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    runtime = Runtime(torch.device("cpu"), precision)
+    runtime = Runtime(torch.device("cuda", 0), precision)
     model = copy.deepcopy(trained).to(runtime.device, runtime.weight_dtype)
     sampling = Sampling(temperature=0.9, top_k=30, max_tokens=90)
     requests = [Request(list(b"import re"[: 3 + n]), sampling, sample=n) for n in range(5)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
 from rich.text import Text
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional, UseAppendAction, arg
 
 if TYPE_CHECKING:
     from sparrowlm.infer.engine import Engine, Piece
@@ -21,7 +21,7 @@ QUESTION = "\n[Enter goes on, text is added first, q ends] "
 
 
 def generate(
-    run: Positional[Path],
+    run: Annotated[Positional[Path], arg(metavar="RUN")],
     *,
     prompt: str = "",
     temperature: float = 0.8,
