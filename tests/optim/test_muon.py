@@ -23,7 +23,7 @@ def test_singular_values_end_near_one(shape):
 def test_singular_vectors_are_kept():
     torch.manual_seed(0)
     matrix = torch.randn(1, 24, 40, dtype=torch.float64)
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
     found = orthogonalize(matrix, torch.float64)
     core = u.mT @ found @ vh.mT
     off_diagonal = core - torch.diag_embed(torch.diagonal(core, dim1=-2, dim2=-1))

@@ -31,7 +31,12 @@ from sparrowlm.text.definition import (
 )
 from sparrowlm.text.encoders import SAMPLE, ReferenceEncoder, choose_encoder
 from sparrowlm.text.fast import TiktokenEncoder, ranks_of, safe_chunks
-from sparrowlm.text.tokenizer import load_tokenizer, train_tokenizer
+from sparrowlm.text.tokenizer import (
+    byte_tokenizer,
+    character_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 QUICK = settings(max_examples=60, deadline=None)
 # What patterns and engines could disagree about.
@@ -165,6 +170,26 @@ def test_transformers_reads_what_is_saved(
     )
     found.save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path).encode(SAMPLE) == tokenizer.encode(SAMPLE)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "chars", "gpt2"])
+def test_transformers_reads_the_other_kinds(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    transformers = pytest.importorskip("transformers")
+    if kind == "gpt2":
+        shared_data = request.getfixturevalue("shared_data")
+        tokenizer = load_tokenizer(shared_data / "tokenizers" / "gpt2")
+    else:
+        tokenizer = byte_tokenizer() if kind == "bytes" else character_tokenizer(sorted("ab 麻\n"))
+    tokenizer.save(tmp_path)
+    found = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    assert len(found) == tokenizer.vocab_size
+    assert found.eos_token_id == tokenizer.eot_id
+    text = "ab  麻\n ba"
+    assert found(text, add_special_tokens=False).input_ids == tokenizer.encode(text)
+    assert found.decode(tokenizer.encode(text)) == text
 
 
 CHATS: list[dict[str, Any]] = [

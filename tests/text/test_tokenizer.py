@@ -341,6 +341,55 @@ def test_a_worker_process_gets_the_same_tokenizer(trained: Tokenizer) -> None:
     assert found.encode(SAMPLE) == trained.encode(SAMPLE)
 
 
+def test_another_family_ends_documents_its_own_way(trained: Tokenizer, tmp_path: Path) -> None:
+    trained.save(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(text.replace("<|endoftext|>", "</s>"), encoding="utf-8")
+    assert load_tokenizer(tmp_path).eot_id == 0
+
+
+def test_a_run_folder_will_do(trained: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    trained.save(tmp_path / "tokenizer")
+    assert load_tokenizer(tmp_path).fingerprint == trained.fingerprint
+    found = load_tokenizer(tmp_path / "tokenizer" / "tokenizer.json")
+    assert found.fingerprint == trained.fingerprint
+
+
+def sentencepiece_like(folder: Path) -> None:
+    """Llama's form: spaces as ▁, one before the text, bytes for what is unknown."""
+    models, decoders = tokenizers.models, tokenizers.decoders
+    raw = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    normalizers = tokenizers.normalizers
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    raw.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=500, special_tokens=names, show_progress=False
+    )
+    raw.train_from_iterator(inspect.getsource(json).split("\n"), trainer)
+    content = json.loads(raw.to_str())
+    content["added_tokens"] = content["added_tokens"][:3]
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "</s>"}}')
+
+
+def test_a_sentencepiece_vocabulary_is_read(tmp_path: Path) -> None:
+    sentencepiece_like(tmp_path)
+    found = load_tokenizer(tmp_path)
+    raw = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert (found.kind, found.engine, found.eot_id) == ("folder", "tokenizers", 2)
+    assert not found.cuts_at_lines
+    for text in ("def  decode(s):\n", " x", "麻雀 </s>"):
+        ids = found.encode(text)
+        assert found.decode(ids) == text
+        assert not set(ids) & {1, 2}
+        if "</s>" not in text:
+            assert ids == raw.encode(text, add_special_tokens=False).ids
+
+
 @pytest.mark.parametrize(
     ("files", "told"),
     [

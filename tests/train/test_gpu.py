@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import byte_dataset, cpu, tiny_recipe
 
 from sparrowlm.runtime import detect
 from sparrowlm.train.build import build, resolve_recipe
+from support import byte_dataset, cpu, tiny_recipe
 
 pytestmark = pytest.mark.gpu
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from support import byte_dataset, cpu, tiny_recipe
 
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.config import load_recipe
@@ -13,6 +12,7 @@ from sparrowlm.model.count import training_memory
 from sparrowlm.train.build import build, resolve_recipe
 from sparrowlm.train.plan import advice, fitting_rows, plan_of
 from sparrowlm.train.sitting import snapshot
+from support import byte_dataset, cpu, tiny_recipe
 
 
 def test_minimind_26m_has_26878464_parameters():
