@@ -372,20 +372,24 @@ def test_a_vocabulary_without_all_bytes_is_left_to_the_reference() -> None:
 
 @pytest.mark.slow
 def test_patterns_cut_every_character_alike_in_both_engines() -> None:
-    """Every code point, in context, as `tokenizers` (Oniguruma) and tiktoken (fancy-regex) cut."""
+    """Every code point that is in use, in context, as `tokenizers` (Oniguruma) and tiktoken (fancy-regex) cut."""
     ranks = {bytes([byte]): byte for byte in range(256)}
     for byte in range(256):
         for near in b"a1! \n":
             for pair in (bytes([near, byte]), bytes([byte, near])):
                 ranks.setdefault(pair, len(ranks))
     whole = tiktoken.Encoding("whole", pat_str=r"[\s\S]+", mergeable_ranks=ranks, special_tokens={})
-    points = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000]
+    planes = [
+        *range(0xD800),
+        *range(0xE000, 0x34000),
+        *range(0xE0000, 0xE0200),
+    ]  # the rest is empty
+    points = list(map(chr, planes))
     for pattern in PATTERNS.values():
         other = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
         split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
-        for form in ("a{0}a", " {0} !{0}1"):
-            for start in range(0, len(points), 1 << 14):
-                text = "\n1\n".join(map(form.format, points[start : start + (1 << 14)]))
-                pieces = [piece for piece, _ in split.pre_tokenize_str(text)]
-                expected = [id for ids in whole.encode_ordinary_batch(pieces) for id in ids]
-                assert other.encode_ordinary(text) == expected
+        for start in range(0, len(points), 1 << 14):
+            text = "\n1".join(map(" {0} !{0}1a{0}a".format, points[start : start + (1 << 14)]))
+            pieces = [piece for piece, _ in split.pre_tokenize_str(text)]
+            expected = [id for piece in pieces for id in whole.encode_ordinary(piece)]
+            assert other.encode_ordinary(text) == expected

@@ -65,7 +65,9 @@ class Tokenizer:
         """
         self.kind = kind
         self.special_ids: dict[str, int] = special_ids(definition)
-        self.eot_id: int | None = self.special_ids.get(END_OF_TEXT)
+        # What ends a document; other families have a name of their own for it.
+        end = END_OF_TEXT if END_OF_TEXT in self.special_ids else _name(config or {}, "eos_token")
+        self.eot_id: int | None = self.special_ids.get(end)
         # What a person should know about how this one works; the command line prints it.
         self.notes: list[str] = []
         self._definition = definition
@@ -212,7 +214,13 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     if folder.name == TOKENIZER_JSON and folder.is_file():
         folder = folder.parent
     if not folder.is_dir():
-        raise TokenizerError("no such folder", where=str(folder), fix="name a tokenizer's folder")
+        raise TokenizerError(
+            "no such folder",
+            where=str(folder),
+            fix="name a tokenizer's folder; nothing is fetched from the network",
+        )
+    if (folder / "tokenizer" / TOKENIZER_JSON).is_file():  # a run, or a prepared dataset
+        folder = folder / "tokenizer"
     config = foreign.read_config(folder)
     if (folder / TOKENIZER_JSON).is_file():
         definition = foreign.read_definition(folder / TOKENIZER_JSON)
@@ -280,7 +288,7 @@ def character_tokenizer(characters: Sequence[str]) -> Tokenizer:
     >>> character_tokenizer("abc").encode("cab")
     [2, 0, 1]
     """
-    return Tokenizer(define_characters(characters), "chars", _huggingface_config())
+    return Tokenizer(define_characters(characters), "chars", _huggingface_config(end=None))
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -288,18 +296,25 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer(define_bytes(), "bytes", _huggingface_config())
 
 
-def _huggingface_config(chat_template: str = "") -> dict[str, Any]:
+def _huggingface_config(chat_template: str = "", end: str | None = END_OF_TEXT) -> dict[str, Any]:
     """What `transformers` needs to know besides `tokenizer.json`. The class is the generic one:
-    a model's own (Qwen2's) adds a normalizer that changes text."""
+    a model's own (Qwen2's) adds a normalizer that changes text. A name that is not in the
+    vocabulary would be added to it."""
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "bos_token": None,
-        "eos_token": END_OF_TEXT,
-        "pad_token": END_OF_TEXT,
+        "eos_token": end,
+        "pad_token": end,
         "unk_token": None,
     }
     return config | ({"chat_template": chat_template} if chat_template else {})
+
+
+def _name(config: dict[str, Any], key: str) -> str:
+    """A special token's name in a `tokenizer_config.json`, where it may be a whole entry."""
+    value = config.get(key)
+    return str(value.get("content", "")) if isinstance(value, dict) else str(value or "")
 
 
 def _check_text(text: str) -> None:
