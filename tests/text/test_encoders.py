@@ -372,7 +372,7 @@ def test_a_vocabulary_without_all_bytes_is_left_to_the_reference() -> None:
 
 @pytest.mark.slow
 def test_patterns_cut_every_character_alike_in_both_engines() -> None:
-    """Every code point that is in use, in context, as `tokenizers` (Oniguruma) and tiktoken (fancy-regex) cut."""
+    """`tokenizers` (Oniguruma) and tiktoken (fancy-regex), every code point in use, in context."""
     ranks = {bytes([byte]): byte for byte in range(256)}
     for byte in range(256):
         for near in b"a1! \n":
