@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sparrowlm.config import ModelConfig
 from sparrowlm.config.schema import GATED
+from sparrowlm.config.schema import Mlp as MlpKind
 from sparrowlm.errors import UserError
 from sparrowlm.model.attention import cached_attention, causal_attention
 from sparrowlm.model.cache import KVCache, Window
@@ -43,8 +44,8 @@ class Place(NamedTuple):
 
     rotary: tuple[Tensor, Tensor] | None
     """Cosines and sines, each (B or 1, T, 1, H)."""
-    documents: Tensor | None
-    """(B, T) the number of a position's document in its row; None: a row is one document."""
+    starts: Tensor | None
+    """(B, T) where in its row each position's document begins; None: a row is one document."""
     cache: KVCache | None
     window: Window | None
     """Where the tokens stand in the cache."""
@@ -134,14 +135,15 @@ class Transformer(nn.Module):
     ) -> tuple[Place, Tensor]:
         """What every layer needs to know of the positions, and the positions (B or 1, T)."""
         config, length = self.config, tokens.shape[1]
-        window, documents = None, None
+        window, starts = None, None
         if cache is not None:
             window = cache.window(length, counts)
             positions, last = window.positions, window.span
         else:
             positions, last = torch.arange(length, device=tokens.device)[None], length
         if segments is not None:
-            positions, documents = restart(positions, segments)
+            starts = document_starts(segments)
+            positions = positions - starts
         if last > config.max_seq_len:
             raise UserError(
                 f"{last} positions are more than the model's {config.max_seq_len}",
@@ -152,7 +154,7 @@ class Transformer(nn.Module):
         if config.positions == "rope":
             wide = torch.promote_types(self.embed.weight.dtype, torch.float32)
             rotary = rotary_angles(positions, config.head_dim, config.rope_theta, wide)
-        return Place(rotary, documents, cache, window), positions
+        return Place(rotary, starts, cache, window), positions
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -238,7 +240,7 @@ class Attention(nn.Module):
             mixed = cached_attention(q, keys, values, place.window.mask)
         else:
             dropout = self.dropout if self.training else 0.0
-            mixed = causal_attention(q, k, v, documents=place.documents, dropout=dropout)
+            mixed = causal_attention(q, k, v, starts=place.starts, dropout=dropout)
         return self.o(mixed.flatten(-2))  # (B, T, N, H) to (B, T, D)
 
 
@@ -247,7 +249,7 @@ class Mlp(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.kind = config.mlp
+        self.kind: MlpKind = config.mlp
         if config.mlp in GATED:
             self.gate = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
         self.up = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
@@ -255,19 +257,22 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D), by way of (B, T, F)."""
+        up = self.up(x)
         match self.kind:
             case "swiglu":
-                inner = F.silu(self.gate(x)) * self.up(x)
+                inner = F.silu(self.gate(x)) * up
             case "reglu":
-                inner = F.relu(self.gate(x)) * self.up(x)
+                inner = F.relu(self.gate(x)) * up
             case "gelu":
-                inner = F.gelu(self.up(x))
+                inner = F.gelu(up)
             case "gelu_tanh":
-                inner = F.gelu(self.up(x), approximate="tanh")
+                inner = F.gelu(up, approximate="tanh")
             case "relu":
-                inner = F.relu(self.up(x))
+                inner = F.relu(up)
             case "relu2":
-                inner = F.relu(self.up(x)).square()
+                inner = F.relu(up).square()
+            case never:
+                assert_never(never)
         return self.down(inner)
 
 
@@ -278,15 +283,15 @@ def make_norm(config: ModelConfig, width: int) -> nn.Module:
     return nn.LayerNorm(width, config.norm_eps, bias=config.bias)
 
 
-def restart(positions: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions (B, T) that start at 0 in every run of equal segments, and the run's number.
+def document_starts(segments: Tensor) -> Tensor:
+    """(B, T) the position at which the run of equal segments begins, for each position of it.
 
-    >>> restart(torch.arange(4)[None], torch.tensor([[7, 7, 2, 2]]))
-    (tensor([[0, 1, 0, 1]]), tensor([[0, 0, 1, 1]]))
+    >>> document_starts(torch.tensor([[7, 7, 2, 2]]))
+    tensor([[0, 0, 2, 2]])
     """
     begins = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0))  # (B, T) True at a run's first
-    first = torch.where(begins, positions, 0).cummax(dim=1).values
-    return positions - first, begins.long().cumsum(dim=1)
+    positions = torch.arange(segments.shape[1], device=segments.device)
+    return torch.where(begins, positions, 0).cummax(dim=1).values
 
 
 def rotary_angles(
