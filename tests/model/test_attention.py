@@ -1,0 +1,112 @@
+"""Attention against the fused kernel, the closed form and numerical gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparrowlm.model import attention
+from sparrowlm.model.attention import cached_attention, causal_attention
+
+STARTS = torch.tensor(
+    [[0] * 13, [0] * 6 + [6] * 7, [0, 1, 2, 2, 2, 2, 2, 2, 8, 8, 8, 8, 12]]
+)  # (3, 13)
+
+
+def heads(n_heads: int, n_kv_heads: int) -> list[Tensor]:
+    """Queries, keys and values of 3 rows of 13 positions, 6 wide."""
+    generator = torch.Generator().manual_seed(n_heads)
+    shapes = [(3, 13, n, 6) for n in (n_heads, n_kv_heads, n_kv_heads)]
+    drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return [tensor.requires_grad_() for tensor in drawn]
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> Tensor:
+    """Softmax(q k / sqrt(H)) v, written out (Vaswani et al. 2017)."""
+    share, places = q.shape[2] // k.shape[2], torch.arange(q.shape[1])
+    k, v = k.repeat_interleave(share, 2), v.repeat_interleave(share, 2)
+    scores = torch.einsum("btnh,bsnh->bnts", q, k) / math.sqrt(q.shape[3])
+    hidden = places > places[:, None]
+    if starts is not None:
+        hidden = (hidden | (places < starts[:, :, None]))[:, None]
+    weights = scores.masked_fill(hidden, -math.inf).softmax(-1)
+    return torch.einsum("bnts,bsnh->btnh", weights, v)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that do not divide the row, and groups that do not divide the rows."""
+    monkeypatch.setattr(attention, "BLOCK", 5)
+    monkeypatch.setattr(attention, "SCORE_BYTES", 2 * 4 * 4 * 5 * 13)
+    monkeypatch.setattr(attention, "BLOCKED_LENGTHS", range(13, 14))
+
+
+shapes = pytest.mark.parametrize("shape", [(4, 4), (4, 2), (4, 1)])
+documents = pytest.mark.parametrize("starts", [None, STARTS], ids=["plain", "documents"])
+
+
+@shapes
+@documents
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_give_the_gradients_of_the_plain_form(shape, starts) -> None:
+    q, k, v = heads(*shape)
+    assert attention.suits_blocks(q)
+    got, want = causal_attention(q, k, v, starts=starts), plain(q, k, v, starts)
+    assert got.grad_fn is not None
+    assert "Blocked" in got.grad_fn.name()
+    torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-12)
+    seed = torch.randn(got.shape, generator=torch.Generator().manual_seed(0), dtype=got.dtype)
+    pairs = zip(
+        torch.autograd.grad(got, (q, k, v), seed),
+        torch.autograd.grad(want, (q, k, v), seed),
+        strict=True,
+    )
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+
+
+@documents
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_pass_gradcheck(starts) -> None:
+    tensors = [tensor[:, :, :, :3].detach().requires_grad_() for tensor in heads(2, 1)]
+    assert torch.autograd.gradcheck(lambda *x: causal_attention(*x, starts=starts), tensors)
+
+
+@shapes
+@documents
+def test_fused_kernel_gives_the_plain_form(shape, starts) -> None:
+    q, k, v = heads(*shape)
+    with torch.no_grad():
+        got, want = causal_attention(q, k, v, starts=starts), plain(q, k, v, starts)
+    torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_survive_scores_far_apart() -> None:
+    q, k, v = (tensor.detach().float() for tensor in heads(4, 4))
+    q = (q * 1e3).requires_grad_()
+    got = causal_attention(q, k, v)
+    torch.testing.assert_close(got, plain(q, k, v, None), atol=1e-3, rtol=1e-3)
+    (slope,) = torch.autograd.grad(got.sum(), q)
+    assert slope.isfinite().all()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_dropped_weights_take_the_fused_kernel() -> None:
+    q, k, v = heads(4, 2)
+    dropped = causal_attention(q, k, v, dropout=0.5)
+    assert "Blocked" not in dropped.grad_fn.name()
+    assert not torch.equal(dropped, causal_attention(q, k, v, dropout=0.5))
+    torch.manual_seed(0)
+    mean = torch.stack([causal_attention(q, k, v, dropout=0.5) for _ in range(2000)]).mean(0)
+    torch.testing.assert_close(mean, plain(q, k, v, None), atol=0.2, rtol=0)
+
+
+@shapes
+def test_one_new_position_sees_the_whole_cache(shape) -> None:
+    q, k, v = (tensor.detach() for tensor in heads(*shape))
+    got = cached_attention(q[:, -1:], k.transpose(1, 2), v.transpose(1, 2), None)
+    torch.testing.assert_close(got, plain(q, k, v, None)[:, -1:], atol=1e-12, rtol=1e-12)
