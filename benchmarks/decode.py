@@ -41,12 +41,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="after one that does not count")
     parser.add_argument("--precision", default="auto", help="of weights, products and cache")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--compile", action="store_true", help="the pass of one token")
     options = parser.parse_args()
     runtime = detect(options.device, options.precision)
     model = Transformer(resolve_model(SHAPE))
     model.init_weights(seed=1337)
     model.to(runtime.device, runtime.weight_dtype)
-    engine = Engine(model, None, runtime, slots=options.batch)
+    engine = Engine(model, None, runtime, slots=options.batch, compile=options.compile)
     sampling = Sampling(temperature=0.8, top_k=50, max_tokens=options.tokens)
     prompt = list(range(100, 100 + options.prompt_tokens))
     requests = [Request(prompt, sampling, sample) for sample in range(options.batch)]
@@ -111,6 +112,7 @@ def result(
         "prompt_tokens": options.prompt_tokens,
         "tokens": options.tokens,
         "precision": str(engine.decoder.dtype).removeprefix("torch."),
+        "compile": options.compile,
         "bytes_per_step": round(moved),
         "bandwidth_gb_per_second": round(bandwidth / 1e9, 2),
         "bandwidth_bound_tokens_per_second": round(bound, 1),

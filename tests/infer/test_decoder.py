@@ -12,6 +12,7 @@ from sparrowlm.errors import UserError
 from sparrowlm.infer.decoder import Decoder
 from sparrowlm.model.cache import KVCache
 from sparrowlm.model.transformer import Transformer
+from sparrowlm.train.compiler import compile_fault
 from writing_support import full_logits, random_model
 
 QWEN3 = ModelConfig(
@@ -102,3 +103,17 @@ def test_more_positions_than_the_model_has_are_an_error() -> None:
     cache = KVCache(decoder.config, 1, max_len=30, dtype=torch.float64)
     with pytest.raises(UserError, match=r"25 positions .* 24"):
         decoder(torch.zeros(1, 25, dtype=torch.int64), cache)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_compiled_step_equals_full_recomputation() -> None:
+    if compile_fault(torch.device("cpu")):
+        pytest.skip("needs a C++ compiler")
+    model = random_model(QWEN3)
+    decoder = Decoder(model, compile=True)
+    cache = _cache(decoder)
+    ids = list(range(20))
+    decoder(torch.tensor([ids[:5]]), cache)
+    found = [decoder.logits(decoder(torch.tensor([[id]]), cache).hidden[:, -1]) for id in ids[5:]]
+    assert (torch.cat(found) - full_logits(model, ids)[5:]).abs().max() < 1e-10

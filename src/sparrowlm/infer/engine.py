@@ -64,6 +64,7 @@ class Engine:
         slots: sequences under way at once.
         slide: where a sequence fills the context, go on with the last half of it. Otherwise it
             ends there.
+        compile: as of `Decoder`.
 
     >>> engine = Engine(model, tokenizer, runtime)
     >>> engine.text("Once upon a time", Sampling(temperature=0.8, max_tokens=40))
@@ -78,8 +79,9 @@ class Engine:
         *,
         slots: int = SLOTS,
         slide: bool = True,
+        compile: bool = False,
     ) -> None:
-        self.decoder = Decoder(model, runtime.autocast_dtype)
+        self.decoder = Decoder(model, runtime.autocast_dtype, compile=compile)
         self.tokenizer, self.slots, self.slide = tokenizer, slots, slide
         self.context = model.config.max_seq_len
         self.eot_id = None if tokenizer is None else tokenizer.eot_id
