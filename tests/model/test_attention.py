@@ -53,7 +53,7 @@ documents = pytest.mark.parametrize("starts", [None, STARTS], ids=["plain", "doc
 @pytest.mark.usefixtures("small_blocks")
 def test_blocks_give_the_gradients_of_the_plain_form(shape, starts) -> None:
     q, k, v = heads(*shape)
-    assert attention.suits_blocks(q)
+    assert attention.suits_blocks("cpu", 13)
     got, want = causal_attention(q, k, v, starts=starts), plain(q, k, v, starts)
     assert got.grad_fn is not None
     assert "Blocked" in got.grad_fn.name()
@@ -110,3 +110,19 @@ def test_one_new_position_sees_the_whole_cache(shape) -> None:
     q, k, v = (tensor.detach() for tensor in heads(*shape))
     got = cached_attention(q[:, -1:], k.transpose(1, 2), v.transpose(1, 2), None)
     torch.testing.assert_close(got, plain(q, k, v, None)[:, -1:], atol=1e-12, rtol=1e-12)
+
+
+@documents
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_in_bfloat16_stay_near_float32(starts) -> None:
+    exact = [tensor.detach().float().requires_grad_() for tensor in heads(4, 2)]
+    rough = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
+    want, got = (causal_attention(*each, starts=starts) for each in (exact, rough))
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), want, atol=0.05, rtol=0.05)
+    for ours, theirs in zip(
+        torch.autograd.grad(got.float().square().sum(), rough),
+        torch.autograd.grad(want.square().sum(), exact),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours.float(), theirs, atol=0.2, rtol=0.1)

@@ -46,7 +46,8 @@ def causal_attention(
     Returns:
         (B, T, N, H)
     """
-    if not dropout and torch.is_grad_enabled() and q.requires_grad and suits_blocks(q):
+    trains = torch.is_grad_enabled() and q.requires_grad
+    if trains and not dropout and suits_blocks(q.device.type, q.shape[1]):
         return _Blocked.apply(q, k, v, starts)
     mask = None
     if starts is not None:
@@ -75,9 +76,9 @@ def cached_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
     return _fused(q, keys, values, mask, mask is None, 0.0)
 
 
-def suits_blocks(q: Tensor) -> bool:
-    """Whether blocks beat the fused kernel in training for queries (B, T, N, H)."""
-    return q.device.type == "cpu" and q.shape[1] in BLOCKED_LENGTHS
+def suits_blocks(device: str, length: int) -> bool:
+    """Whether blocks beat the fused kernel in training, for rows of `length` on a device type."""
+    return device == "cpu" and length in BLOCKED_LENGTHS
 
 
 def _fused(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from sparrowlm.config import ModelConfig
 from sparrowlm.config.schema import GATED
+from sparrowlm.model.attention import BLOCK, suits_blocks
 from sparrowlm.model.head import CHUNK_BYTES
 
 
@@ -93,6 +94,7 @@ def training_memory(
     weight_bytes: int = 4,
     product_bytes: int = 4,
     checkpointing: bool = False,
+    device: str = "cuda",
 ) -> Memory:
     """What a step holds at its peak, without the allocator's own waste.
 
@@ -104,22 +106,25 @@ def training_memory(
         weight_bytes: of a weight, its gradient and its optimizer state.
         product_bytes: of an activation: 2 under autocast.
         checkpointing: only the input of each block is kept.
+        device: its type; on a CPU attention may keep its weights (`model.attention`).
     """
     counted = count_parameters(config)
     matrices = counted.attention + counted.mlp
     states = 2 * counted.total - (matrices if optimizer == "muon" else 0)
-    tokens, layer = rows * seq_len, layer_activations(config, seq_len)
+    tokens, layer = rows * seq_len, layer_activations(config, seq_len, device)
     kept = config.n_layers * config.d_model + layer if checkpointing else config.n_layers * layer
     return Memory(
         weights=weight_bytes * counted.total,
         gradients=weight_bytes * counted.total,
         optimizer=weight_bytes * states,
         activations=product_bytes * tokens * (kept + 4 * config.d_model),
-        head=2 * min(CHUNK_BYTES, 4 * tokens * config.vocab_size),
+        # A chunk's logits and probabilities, and the gradients that wait for the backward pass.
+        head=2 * min(CHUNK_BYTES, 4 * tokens * config.vocab_size)
+        + weight_bytes * config.d_model * (tokens + config.vocab_size),
     )
 
 
-def layer_activations(config: ModelConfig, seq_len: int) -> int:
+def layer_activations(config: ModelConfig, seq_len: int, device: str = "cuda") -> int:
     """Numbers that a block keeps of each token for its backward pass.
 
     Norms keep what came in and what went out, and RMSNorm the normed in between; products keep
@@ -132,5 +137,8 @@ def layer_activations(config: ModelConfig, seq_len: int) -> int:
     attention = 2 * (queries + keys) * (2 if config.qk_norm else 1)
     # gate, its bend, up and their product; or up and its bend.
     mlp = inner * {"swiglu": 4, "reglu": 3, "relu": 1}.get(config.mlp, 2)
-    dropout = 2 * width + 3 * config.n_heads * seq_len if config.dropout else 0
-    return norms + attention + mlp + dropout
+    if config.dropout:
+        return norms + attention + mlp + 2 * width + 3 * config.n_heads * seq_len
+    if suits_blocks(device, seq_len):
+        attention += config.n_heads * (seq_len + BLOCK) // 2  # the weights up to the diagonal
+    return norms + attention + mlp

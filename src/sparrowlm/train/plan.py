@@ -104,6 +104,7 @@ def step_memory(recipe: Recipe, runtime: Runtime, rows: int) -> Memory:
         weight_bytes=runtime.weight_dtype.itemsize,
         product_bytes=(runtime.autocast_dtype or runtime.weight_dtype).itemsize,
         checkpointing=recipe.train.activation_checkpointing,
+        device=runtime.device.type,
     )
 
 
