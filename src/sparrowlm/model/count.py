@@ -117,7 +117,7 @@ def training_memory(
         weights=weight_bytes * counted.total,
         gradients=weight_bytes * counted.total,
         optimizer=weight_bytes * states,
-        activations=product_bytes * tokens * (kept + 4 * config.d_model),
+        activations=product_bytes * tokens * (kept + 2 * config.d_model),
         # A chunk's logits and probabilities, and the gradients that wait for the backward pass.
         head=2 * min(CHUNK_BYTES, 4 * tokens * config.vocab_size)
         + weight_bytes * config.d_model * (tokens + config.vocab_size),
@@ -127,14 +127,14 @@ def training_memory(
 def layer_activations(config: ModelConfig, seq_len: int, device: str = "cuda") -> int:
     """Numbers that a block keeps of each token for its backward pass.
 
-    Norms keep what came in and what went out, and RMSNorm the normed in between; products keep
-    their input, attention its queries, keys, values and result. A test holds this to what
+    A norm keeps what came in and, as the next product's input, what went out; a rotation keeps
+    nothing; attention keeps its queries, keys, values and result. A test holds this to what
     autograd is seen to keep.
     """
     width, inner = config.d_model, config.d_ff
     queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    norms = 2 * width * (3 if config.norm == "rms" else 2)
-    attention = 2 * (queries + keys) * (2 if config.qk_norm else 1)
+    norms = 2 * 2 * width
+    attention = (queries + keys) * (3 if config.qk_norm else 2)
     # gate, its bend, up and their product; or up and its bend.
     mlp = inner * {"swiglu": 4, "reglu": 3, "relu": 1}.get(config.mlp, 2)
     if config.dropout:

@@ -28,6 +28,8 @@ from sparrowlm.config.schema import Mlp as MlpKind
 from sparrowlm.errors import UserError
 from sparrowlm.model.attention import cached_attention, causal_attention
 from sparrowlm.model.cache import KVCache, Window
+from sparrowlm.model.norm import RMSNorm, make_norm
+from sparrowlm.model.rotary import rotary_angles, rotate
 
 
 class Output(NamedTuple):
@@ -221,8 +223,8 @@ class Attention(nn.Module):
         self.k = nn.Linear(config.d_model, keys, bias=config.bias)
         self.v = nn.Linear(config.d_model, keys, bias=config.bias)
         self.o = nn.Linear(queries, config.d_model, bias=config.bias)
-        self.q_norm = nn.RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, place: Place) -> Tensor:
         """(B, T, D) to (B, T, D)."""
@@ -276,13 +278,6 @@ class Mlp(nn.Module):
         return self.down(inner)
 
 
-def make_norm(config: ModelConfig, width: int) -> nn.Module:
-    """RMSNorm, or LayerNorm with a bias where the linear layers have one."""
-    if config.norm == "rms":
-        return nn.RMSNorm(width, config.norm_eps)
-    return nn.LayerNorm(width, config.norm_eps, bias=config.bias)
-
-
 def document_starts(segments: Tensor) -> Tensor:
     """(B, T) the position at which the run of equal segments begins, for each position of it.
 
@@ -292,26 +287,6 @@ def document_starts(segments: Tensor) -> Tensor:
     begins = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0))  # (B, T) True at a run's first
     positions = torch.arange(segments.shape[1], device=segments.device)
     return torch.where(begins, positions, 0).cummax(dim=1).values
-
-
-def rotary_angles(
-    positions: Tensor, width: int, theta: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B, T, 1, H) by which queries and keys turn (Su et al. 2021).
-
-    The two halves of a head are the coordinates, as in Llama and Qwen. The first half of the
-    sines is negative, so that `rotate` adds only.
-    """
-    pairs = torch.arange(0, width, 2, device=positions.device, dtype=dtype)
-    angles = positions[..., None].to(dtype) * theta ** (-pairs / width)  # (B, T, H/2)
-    cosines, sines = angles.cos(), angles.sin()
-    return torch.cat((cosines, cosines), -1)[:, :, None], torch.cat((-sines, sines), -1)[:, :, None]
-
-
-def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turn every pair (x[i], x[i + H/2]) of x (B, T, N, H) by its angle."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cosines + torch.cat((second, first), -1) * sines
 
 
 def _normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
