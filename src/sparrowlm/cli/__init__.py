@@ -49,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(name: str, arguments: list[str]) -> int:
     from sparrowlm.errors import SparrowError
+    from sparrowlm.process import settle
+
+    settle()  # before any command imports torch
 
     place, _, function = COMMANDS[name][0].partition(":")
     try:
