@@ -44,8 +44,8 @@ def test_every_variant_counts_what_the_model_holds() -> None:
     choices = itertools.product(
         ["rms", "layer"],
         ["rope", "learned"],
-        ["swiglu", "reglu", "gelu", "gelu_tanh", "relu", "relu2"],
-        [1, 2, 4],
+        ["swiglu", "reglu", "gelu", "relu2"],
+        [1, 4],
         *[[False, True]] * 3,
     )
     for norm, positions, mlp, n_kv_heads, qk_norm, bias, tied in choices:

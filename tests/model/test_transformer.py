@@ -48,8 +48,9 @@ def first_loss(model: Transformer) -> float:
     return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item()
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("width", [128, 512, 768, 2048])
+@pytest.mark.parametrize(
+    ("width", "tied"), [(128, True), (512, True), (768, True), (2048, True), (512, False)]
+)
 def test_first_loss_is_the_logarithm_of_the_vocabulary(width: int, tied: bool) -> None:
     config = ModelConfig(
         vocab_size=6400, d_model=width, n_layers=2, n_heads=width // 64, tie_embeddings=tied
