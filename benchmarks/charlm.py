@@ -28,11 +28,20 @@ from sparrowlm.runtime import machine
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "shakespeare-char-cpu.toml"
 # nanoGPT, README.md, "I only have a macbook": the command for a CPU.
-NANOGPT_FLAGS = (
-    "--device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64"
-    " --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000"
-    " --dropout=0.0"
-).split()
+NANOGPT_FLAGS = [
+    "--device=cpu",
+    "--compile=False",
+    "--eval_iters=20",
+    "--log_interval=1",
+    "--block_size=64",
+    "--batch_size=12",
+    "--n_layer=4",
+    "--n_head=4",
+    "--n_embd=128",
+    "--max_iters=2000",
+    "--lr_decay_iters=2000",
+    "--dropout=0.0",
+]
 
 # Runs with nanoGPT's checkout as its folder, so that `model` is nanoGPT's.
 MEASURE = """

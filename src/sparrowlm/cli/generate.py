@@ -55,10 +55,7 @@ def generate(
         device: auto, cpu, cuda or mps.
         precision: auto, float32, bfloat16, float16 or float64.
     """
-    from sparrowlm.errors import ConfigError
-    from sparrowlm.infer.engine import Engine
     from sparrowlm.infer.sampling import Sampling
-    from sparrowlm.pipeline import load_run
 
     sampling = Sampling(
         temperature=temperature,
@@ -70,6 +67,23 @@ def generate(
         max_tokens=max_tokens,
         stop=stop,
     )
+    write_from(run, prompt, sampling, num, interactive, device, precision)
+
+
+def write_from(
+    run: Path,
+    prompt: str,
+    sampling: Sampling,
+    num: int,
+    interactive: bool,
+    device: str,
+    precision: str,
+) -> None:
+    """Load the run, and write from the prompt or with the person."""
+    from sparrowlm.errors import ConfigError
+    from sparrowlm.infer.engine import Engine
+    from sparrowlm.pipeline import load_run
+
     if num < 1:
         raise ConfigError(f"num is {num}, and must be at least 1")
     if interactive and (num > 1 or prompt == "-"):
