@@ -145,7 +145,7 @@ def prepare_text(
 # n_layers, n_heads, dropout. Ten megabytes of text feed no larger model; a GPU passes over them
 # many times, which dropout makes bearable.
 QUICKSTART_SIZES = (
-    (1e14, (256, 4, 4, 0.0)),
+    (1e14, (192, 4, 3, 0.0)),
     (1e15, (384, 6, 6, 0.1)),
     (math.inf, (512, 8, 8, 0.2)),
 )
