@@ -98,4 +98,3 @@ class Metrics:
             return {}
         stacked = all_sum(torch.stack([self.sums[name] for name in names]))
         return {name: (row[0], row[1]) for name, row in zip(names, stacked.tolist(), strict=True)}
-

@@ -76,16 +76,30 @@ def train(
             "holds a run already", where=str(out), fix="add --resume, or choose another --out"
         )
     with process_group(runtime):
-        dataset = _dataset(recipe, runtime, progress, dataset_folder)
-        recipe = resolve_recipe(recipe, dataset.vocab_size, runtime)
-        checkpoint, changes = resume_point(run, recipe, dataset, runtime) if resume else (None, [])
-        weights = None if checkpoint or not recipe.init.from_ else _weights(Path(recipe.init.from_))
-        barrier(runtime)  # nobody writes before all have read
-        if runtime.is_main:
-            _open_folder(run, recipe, dataset, checkpoint)
-        parts = build(recipe, dataset, runtime, checkpoint, weights, should_stop)
-        barrier(runtime)
-        return _sit(parts, recipe, run, dataset, runtime, display, changes)
+        return _train(recipe, run, runtime, display, resume, should_stop, progress, dataset_folder)
+
+
+def _train(
+    recipe: Recipe,
+    run: RunFolder,
+    runtime: Runtime,
+    display: Display,
+    resume: bool,
+    should_stop: Callable[[], bool],
+    progress: Progress | None,
+    dataset_folder: Path | None,
+) -> dict[str, Any] | None:
+    """`train`, once the ranks have met. What refers to their group ends with this function."""
+    dataset = _dataset(recipe, runtime, progress, dataset_folder)
+    recipe = resolve_recipe(recipe, dataset.vocab_size, runtime)
+    checkpoint, changes = resume_point(run, recipe, dataset, runtime) if resume else (None, [])
+    weights = None if checkpoint or not recipe.init.from_ else _weights(Path(recipe.init.from_))
+    barrier(runtime)  # nobody writes before all have read
+    if runtime.is_main:
+        _open_folder(run, recipe, dataset, checkpoint)
+    parts = build(recipe, dataset, runtime, checkpoint, weights, should_stop)
+    barrier(runtime)
+    return _sit(parts, recipe, run, dataset, runtime, display, changes)
 
 
 def _sit(

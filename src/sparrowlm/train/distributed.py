@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -47,7 +48,9 @@ def process_group(runtime: Runtime) -> Iterator[None]:
     )
     try:
         yield
+        dist.barrier()  # rank 0 writes the report while the others have nothing left to do
     finally:
+        gc.collect()  # what still refers to the group must go before it
         dist.destroy_process_group()
 
 
@@ -80,4 +83,4 @@ def wrap(step: nn.Module, runtime: Runtime) -> nn.Module:
     if runtime.world_size == 1:
         return step
     devices = [runtime.device] if runtime.device.type == "cuda" else None
-    return DistributedDataParallel(step, device_ids=devices, broadcast_buffers=False)
+    return DistributedDataParallel(step, device_ids=devices)
