@@ -314,6 +314,6 @@ def load_run(path: Path, device: str = "auto", precision: str = "auto") -> Loade
         )
     runtime = detect(device, precision)
     model = Transformer(recipe.model)
-    load_weights(model, run.load(step).model)
     model.to(runtime.device, runtime.weight_dtype).eval()
+    load_weights(model, run.load(step).model)
     return Loaded(model, load_tokenizer(run.path / "tokenizer"), recipe, runtime, step)

@@ -37,7 +37,7 @@ def test_accumulation_does_not_change_the_run(dataset, precision, tolerance):
         trained(
             replace(recipe, train=replace(recipe.train, micro_batch_size=size)), dataset, precision
         )
-        for size in (8, 4, 3, 1)
+        for size in (8, 3, 1)
     ]
     (first, first_rows), *others = runs
     for parts, rows in others:
@@ -54,9 +54,9 @@ def test_loss_falls(dataset):
     assert last < first - 1
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resume_equals_no_interruption_at_every_step(dataset, tmp_path, optimizer):
-    recipe = with_model(tiny_recipe(steps=30, micro_batch_size=4, optimizer=optimizer), dropout=0.1)
+def test_resume_equals_no_interruption_at_every_step(dataset, tmp_path):
+    """With Muon for the matrices and AdamW for the rest, so both optimizers' buffers count."""
+    recipe = with_model(tiny_recipe(steps=30, micro_batch_size=4, optimizer="muon"), dropout=0.1)
     runtime = cpu()
     recipe = resolve_recipe(recipe, 256, runtime)
     straight = build(recipe, dataset, runtime)

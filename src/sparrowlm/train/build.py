@@ -122,9 +122,9 @@ def build(
         recipe.model, activation_checkpointing=recipe.train.activation_checkpointing
     )
     model.init_weights(recipe.train.seed)
+    model.to(runtime.device, runtime.weight_dtype)  # before loading, which would round float64
     if checkpoint is not None or weights is not None:
         load_weights(model, checkpoint.model if checkpoint is not None else weights or {})
-    model.to(runtime.device, runtime.weight_dtype)
     lengths = None
     if dataset.tokenizer is not None:
         lengths = torch.from_numpy(dataset.tokenizer.byte_lengths()).long()
