@@ -105,7 +105,7 @@ class GigatokenEncoder:
     name = "gigatoken"
 
     def __init__(self, definition: Definition) -> None:
-        import gigatoken
+        import gigatoken  # pyright: ignore[reportMissingImports]
 
         self._raw = gigatoken.Tokenizer.from_json(json.dumps(without_specials(definition)))
 
