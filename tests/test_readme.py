@@ -19,8 +19,8 @@ STORY = "It was a cold night, and the sparrow had nowhere to go but up.\n" * 400
 def commands() -> list[str]:
     """Every `sparrow …` of the fenced blocks, in order, without comments."""
     found = []
-    for block in re.findall(r"^```(?:sh)?\n(.*?)^```", README, flags=re.S | re.M):
-        for line in block.splitlines():
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.S | re.M):
+        for line in block.splitlines() if language in ("", "sh") else ():
             line = line.partition("  #")[0].strip().removeprefix("uv run ")
             if line.startswith("sparrow "):
                 found.append(line)
