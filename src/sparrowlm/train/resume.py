@@ -25,7 +25,8 @@ def resume_point(
     """
     if not run.exists:
         raise RunError("holds no run to resume", where=str(run.path), fix="leave out --resume")
-    changes = _differences(run.recipe(), recipe, run.path)
+    before = run.recipe()
+    changes = _differences(before, recipe, run.path)
     step = run.newest()
     if not step:
         return None, [*changes, "no checkpoint yet: starting again from step 0"]
@@ -35,7 +36,7 @@ def resume_point(
     if checkpoint.state.world_size != runtime.world_size:
         told.append(f"on {runtime.world_size} ranks, before on {checkpoint.state.world_size}")
     state = replace(checkpoint.state, world_size=runtime.world_size)
-    if recipe.train.length != run.recipe().train.length:
+    if recipe.train.length != before.train.length:
         state = replace(state, total_steps=0, cooldown_steps=0)
     return replace(checkpoint, state=state), told
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from sparrowlm.checkpoint import Checkpoint, RunFolder
@@ -21,7 +20,7 @@ from sparrowlm.evaluate.likelihood import evaluate
 from sparrowlm.runtime import Runtime, derived_seed, peak_memory_bytes
 from sparrowlm.train.build import Parts
 from sparrowlm.train.stages import STAGES
-from sparrowlm.train.trainer import Row
+from sparrowlm.train.trainer import Row, Trainer
 
 
 class Display(Protocol):
@@ -106,7 +105,7 @@ class Sitting:
         self.save_cadence = Cadence.of(recipe.checkpoint.every, "checkpoint.every")
 
     @property
-    def trainer(self):
+    def trainer(self) -> Trainer:
         """The loop whose rows are consumed."""
         return self.parts.trainer
 
@@ -224,11 +223,6 @@ class Sitting:
             tokenizer_fingerprint=fingerprint,
         )
         self.run_folder.save(snapshot(self.parts), self.recipe.checkpoint.keep_last)
-
-    @property
-    def path(self) -> Path:
-        """The run folder."""
-        return self.run_folder.path
 
 
 def snapshot(parts: Parts) -> Checkpoint:
