@@ -54,7 +54,9 @@ def dense(experts: Experts, x: Tensor, per_token: int, normalized: bool) -> Tens
 
 
 @pytest.mark.parametrize("mlp", ["swiglu", "relu2"])
-@pytest.mark.parametrize(("per_token", "normalized"), [(1, False), (2, True), (2, False), (5, True)])
+@pytest.mark.parametrize(
+    ("per_token", "normalized"), [(1, False), (2, True), (2, False), (5, True)]
+)
 def test_values_and_gradients_against_a_dense_reference(mlp, per_token, normalized) -> None:
     config = replace(BASE, mlp=mlp, experts_per_token=per_token, norm_topk_prob=normalized)
     experts, x = make(config), draw(3, 7, 16)
@@ -107,7 +109,10 @@ def test_one_kernel_equals_a_product_for_each_group(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("per_token", [1, 2])
 def test_balance_of_a_row_against_transformers(per_token: int) -> None:
-    experts, x = make(replace(BASE, experts_per_token=per_token, balance_weight=0.25)), draw(3, 9, 16)
+    experts, x = (
+        make(replace(BASE, experts_per_token=per_token, balance_weight=0.25)),
+        draw(3, 9, 16),
+    )
     real = torch.arange(9) < torch.tensor([[9], [6], [1]])
     logits = x @ experts.router.weight.T
     for mask in (None, real):
@@ -132,6 +137,25 @@ def test_shares_of_the_busiest_and_the_idlest_expert() -> None:
     assert routing.largest.tolist() == [0.25, 1.0]
     assert routing.smallest.tolist() == [0.0, 0.0]
     assert routing.balance[0] < routing.balance[1]
+
+
+def test_less_penalty_is_more_even() -> None:
+    """From a router that sends four of five tokens to the same expert."""
+    experts = make(replace(BASE, experts_per_token=1, balance_weight=1.0))
+    x = draw(1, 200, 16).detach()
+    x[..., 0] = 2.0
+    with torch.no_grad():
+        experts.router.weight.mul_(0.2)[0, 0] += 1.0
+    before = experts(x)[1]
+    optimizer = torch.optim.SGD(experts.router.parameters(), lr=0.1)
+    for _ in range(100):
+        optimizer.zero_grad()
+        experts(x)[1].penalty.sum().backward()
+        optimizer.step()
+    after = experts(x)[1]
+    assert before.largest > 0.8
+    assert after.largest < 0.3
+    assert 1 <= after.balance < 1.05
 
 
 def test_the_loss_is_free_of_the_penalty_and_the_total_is_not() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sparrowlm.checkpoint import RunFolder
-from support import command, run_command, write_recipe
+from support import EXPERTS, command, run_command, write_recipe
 
 
 def weights(run):
@@ -29,10 +29,14 @@ def losses(run):
 MANY = {"n_experts": 96, "experts_per_token": 1, "d_ff": 8, "norm_topk_prob": False}
 
 
-@pytest.mark.parametrize("shape", [{}, MANY], ids=["dense", "experts"])
 @pytest.mark.parametrize(
-    ("precision", "tolerance"),
-    [("float64", 1e-10), pytest.param("float32", 1e-5, marks=pytest.mark.slow)],
+    ("precision", "tolerance", "shape"),
+    [
+        ("float64", 1e-10, {}),
+        ("float64", 1e-10, MANY),
+        pytest.param("float32", 1e-5, {}, marks=pytest.mark.slow),
+        pytest.param("float32", 1e-5, EXPERTS, marks=pytest.mark.slow),
+    ],
 )
 def test_two_ranks_equal_one(tmp_path, precision, tolerance, shape):
     train = {"precision": precision, "micro_batch_size": 2}

@@ -41,7 +41,7 @@ class ModelConfig:
     dropout: float = 0.0  # On embeddings, attention weights and each residual branch
     n_experts: int = 0  # MLPs of width d_ff for a router to choose from in every block; 0: one
     experts_per_token: int = 2  # How many of them each token goes through
-    norm_topk_prob: bool = True  # Their weights add up to 1; with one a token, false trains the router
+    norm_topk_prob: bool = True  # Scale their weights to add up to 1 (one expert then has weight 1)
     balance_weight: float = 0.001  # Of the experts' balance in the loss
 
 
