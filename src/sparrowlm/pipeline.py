@@ -206,10 +206,11 @@ def plan_recipe(recipe: Recipe, available: int = 0) -> tuple[Plan, Runtime, bool
 def planned_vocabulary(recipe: Recipe) -> int:
     """The size a tokenizer will have, as far as the recipe alone tells."""
     tokenizer = recipe.tokenizer
+    if recipe.model.vocab_size:
+        return recipe.model.vocab_size
     if tokenizer.kind == "folder":
         return load_tokenizer(Path(tokenizer.path)).vocab_size
-    known = {"bpe": tokenizer.vocab_size, "gpt2": 50257, "bytes": 257, "chars": 128}
-    return recipe.model.vocab_size or known[tokenizer.kind]
+    return {"bpe": tokenizer.vocab_size, "gpt2": 50257, "bytes": 257, "chars": 128}[tokenizer.kind]
 
 
 def _dataset(

@@ -1,0 +1,114 @@
+"""Every recipe loads, trains when shrunk, and has the parameters that it states."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from sparrowlm.config import Recipe, load_recipe, resolve_model
+from sparrowlm.model.count import active_parameters, count_parameters
+from sparrowlm.pipeline import planned_vocabulary, train
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+# Exact, and beside it what the source says of itself, to the digits that it says.
+PARAMETERS = {
+    "minimind-26m": (26_878_464, "26.9M"),
+    "minimind-64m": (63_912_192, "64M"),
+    "minimind-moe": (198_416_640, "198M"),
+    "tinystories-15m": (15_191_712, "15M"),
+    "pile-13m": (13_092_736, "13.1M"),
+    "pile-2b": (2_019_995_648, "2B"),
+    "gpt2-124m": (124_439_808, "124M"),
+    "shakespeare-bpe": (109_392_384, ""),
+    "tinystories": (95_331_840, ""),
+}
+
+
+class Silent:
+    """A display that shows nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def shrunk(path: Path, data: Path) -> Recipe:
+    """The recipe with everything small, of the same kind: norm, positions, MLP, experts, optimizer
+    and schedule stay."""
+    recipe = load_recipe(path)
+    model = replace(
+        recipe.model, vocab_size=320, d_model=24, n_layers=1, n_heads=2, head_dim=0, d_ff=32,
+        n_kv_heads=min(1, recipe.model.n_kv_heads), max_seq_len=16,
+    )  # fmt: skip
+    kind = "chars" if recipe.tokenizer.kind == "chars" else "bytes"
+    return replace(
+        recipe,
+        model=model,
+        tokenizer=replace(recipe.tokenizer, kind=kind, path=""),
+        data=replace(recipe.data, path=(str(data),), val_fraction=0.2, workers=1),
+        train=replace(
+            recipe.train, length="6 steps", seq_len=16, batch_tokens=128, micro_batch_size=4,
+            device="cpu", precision="float32",
+        ),
+        optim=replace(recipe.optim, warmup_steps=2),
+        eval=replace(recipe.eval, every="6 steps", windows=4),
+        samples=replace(recipe.samples, every="6 steps", prompts=("",), max_tokens=4),
+        checkpoint=replace(recipe.checkpoint, every="6 steps"),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> dict[str, Path]:
+    """Part of Python's own documentation as plain text, and as compressed rows."""
+    lines = (json.__doc__ or "").splitlines(keepends=True)
+    documents = ["".join(lines[start : start + 8]) for start in range(0, len(lines), 8)]
+    folder = tmp_path_factory.mktemp("text")
+    plain, packed = folder / "plain.txt", folder / "rows.jsonl.zst"
+    plain.write_text("".join(lines), encoding="utf-8")
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in documents)
+    packed.write_bytes(zstandard.compress(rows.encode()))
+    return {"plain": plain, "rows": packed}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_trains_when_shrunk(path, texts, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("SPARROW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sparrowlm.pipeline.matmul_rate", lambda *_: 1e11)  # half a second each
+    rows = load_recipe(path).data.path and "jsonl" in load_recipe(path).data.path[0]
+    recipe = shrunk(path, texts["rows" if rows else "plain"])
+    summary = train(recipe, tmp_path / "run", Silent())  # pyright: ignore[reportArgumentType]
+    assert summary is not None
+    log = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    first = json.loads(log[0])
+    assert first["loss"] == pytest.approx(math.log(320), abs=0.15)
+    assert ("balance" in first) == bool(recipe.model.n_experts)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_stated_parameters_are_the_models(name: str) -> None:
+    path = ROOT / "recipes" / f"{name}.toml"
+    recipe = load_recipe(path)
+    exact, said = PARAMETERS[name]
+    counted = count_parameters(resolve_model(recipe.model, planned_vocabulary(recipe))).total
+    assert counted == exact
+    if said:
+        scale = {"M": 1e6, "B": 1e9}[said[-1]]
+        digits = len(said[:-1].partition(".")[2])
+        assert abs(exact / scale - float(said[:-1])) < 0.55 * 10**-digits
+    assert f"{exact:,}" in (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+
+
+def test_minimind_moe_has_64_million_parameters_at_work() -> None:
+    recipe = load_recipe(ROOT / "recipes" / "minimind-moe.toml")
+    assert active_parameters(resolve_model(recipe.model)).total == 63_936_768
+
+
+def test_every_recipe_is_in_the_documentation() -> None:
+    told = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert not [path.name for path in RECIPES if f"`{path.name}`" not in told]
