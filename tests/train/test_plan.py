@@ -8,9 +8,9 @@ import pytest
 
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.config import load_recipe
-from sparrowlm.model.count import training_memory
+from sparrowlm.model.count import count_parameters, training_memory
 from sparrowlm.train.build import build, resolve_recipe
-from sparrowlm.train.plan import advice, fitting_rows, plan_of
+from sparrowlm.train.plan import advice, fitting_rows, plan_of, settings_that_fit
 from sparrowlm.train.sitting import snapshot
 from support import byte_dataset, cpu, tiny_recipe
 
@@ -81,5 +81,17 @@ def test_precision_is_part_of_the_memory():
     recipe = resolve_recipe(tiny_recipe(), 256, cpu())
     full = training_memory(recipe.model, 8, 16, optimizer="adamw")
     half = training_memory(recipe.model, 8, 16, optimizer="adamw", product_bytes=2)
-    assert half.activations * 2 == full.activations
+    copies = 2 * count_parameters(recipe.model).matrices
+    assert (half.activations - copies) * 2 == full.activations
     assert half.weights == full.weights
+
+
+def test_which_cards_hold_two_billion_parameters():
+    """Weights, gradients and AdamW's state of 2,019,995,648 parameters are 32.3 GB."""
+    recipe = resolve_recipe(load_recipe_named("pile-2b"), 50304, cpu())
+    found = {card: settings_that_fit(recipe, card * 10**9) for card in (24, 32, 40, 48, 80)}
+    assert found[24] is found[32] is None
+    for card, fit in found.items():
+        assert fit is None or fit.memory.total <= 0.85 * card * 10**9
+    told = {card: (fit.precision, fit.checkpointing) for card, fit in found.items() if fit}
+    assert told == {40: ("float32", True), 48: ("bfloat16", False), 80: ("bfloat16", False)}

@@ -21,7 +21,9 @@ class Options:
 
     recipe: tyro.conf.Positional[Path]  # A TOML file, or the name of one that Sparrow brings
     settings: Annotated[Recipe, tyro.conf.arg(name="")]
-    memory: str = ""  # Memory to plan for, such as 4GB or 24GiB; this machine's where not given
+    memory: str = (
+        ""  # Memory to plan for: 4GB, or cards to compare: 8GB,24GB; default: this machine
+    )
 
 
 def parse_plan(arguments: list[str]) -> None:
@@ -29,8 +31,35 @@ def parse_plan(arguments: list[str]) -> None:
     path, settings = recipe_and_overrides(arguments)
     default = Options(path, settings)
     options = tyro.cli(Options, args=named(arguments), default=default, prog="sparrow plan")
-    show_plan(
-        options.settings, parse_bytes(options.memory, key="--memory") if options.memory else 0
+    sizes = [parse_bytes(size, key="--memory") for size in options.memory.split(",") if size]
+    if len(sizes) > 1:
+        show_cards(options.settings, sizes)
+    else:
+        show_plan(options.settings, *(sizes or [0]))
+
+
+def show_cards(recipe: Recipe, cards: list[int]) -> None:
+    """Print which cards hold a run, and at which settings."""
+    from sparrowlm.pipeline import plan_recipe
+    from sparrowlm.train.plan import USABLE, settings_that_fit
+
+    plan, _, _ = plan_recipe(recipe, cards[0])
+    table = Table(
+        "card", "rows at a time", "checkpointing", "needs", box=None, padding=(0, 2, 0, 0)
+    )
+    for card in cards:
+        fit = settings_that_fit(plan.recipe, card)
+        if fit is None:
+            table.add_row(show_bytes(card), "does not hold it", "", "")
+            continue
+        needs = f"{show_bytes(fit.memory.total)} in {fit.precision}"
+        spared = "on" if fit.checkpointing else "off"
+        table.add_row(show_bytes(card), str(fit.rows), spared, needs)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"{plan.parameters.total:,} parameters with {plan.recipe.optim.name};"
+        f" {USABLE:.0%} of a card is counted on."
     )
 
 

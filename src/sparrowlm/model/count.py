@@ -132,11 +132,13 @@ def training_memory(
     states = 2 * counted.total - (counted.matrices if optimizer == "muon" else 0)
     tokens, layer = rows * seq_len, layer_activations(config, seq_len, device)
     kept = config.n_layers * config.d_model + layer if checkpointing else config.n_layers * layer
+    # Under autocast every matrix has a narrow copy from its product until the backward pass.
+    copies = product_bytes * counted.matrices if product_bytes < weight_bytes else 0
     return Memory(
         weights=weight_bytes * counted.total,
         gradients=weight_bytes * counted.total,
         optimizer=weight_bytes * states,
-        activations=product_bytes * tokens * (kept + 2 * config.d_model),
+        activations=product_bytes * tokens * (kept + 2 * config.d_model) + copies,
         # A chunk's logits and probabilities, and the gradients that wait for the backward pass.
         head=2 * min(CHUNK_BYTES, 4 * tokens * config.vocab_size)
         + weight_bytes * config.d_model * (tokens + config.vocab_size),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from sparrowlm.config import Recipe
 from sparrowlm.config.units import show_bytes, show_count, show_duration
 from sparrowlm.model.count import (
@@ -123,6 +125,35 @@ def fitting_rows(recipe: Recipe, runtime: Runtime, available: int = 0) -> int:
     while rows > 1 and available and step_memory(recipe, runtime, rows).total > available:
         rows = (rows + 1) // 2
     return rows
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Settings under which a card holds a run."""
+
+    precision: str
+    checkpointing: bool
+    rows: int  # Of a micro-batch
+    memory: Memory
+
+
+def settings_that_fit(recipe: Recipe, card: int) -> Fit | None:
+    """The fastest settings that fit a CUDA card, or None: half precision, then that with activation
+    checkpointing, then float32 with it, which is slowest but needs no narrow copies of the weights.
+
+    Args:
+        recipe: resolved; its own precision and checkpointing do not count.
+        card: bytes of its memory, of which `USABLE` may be used.
+    """
+    # float16 holds as much as bfloat16, which cards before compute capability 8.0 do not have.
+    for precision, spared in (("bfloat16", False), ("bfloat16", True), ("float32", True)):
+        runtime = Runtime(torch.device("cuda"), precision)
+        tried = replace(recipe, train=replace(recipe.train, activation_checkpointing=spared))
+        rows = fitting_rows(tried, runtime, int(USABLE * card))
+        memory = step_memory(tried, runtime, rows)
+        if memory.total <= USABLE * card:
+            return Fit(precision, spared, rows, memory)
+    return None
 
 
 def advice(plan: Plan, runtime: Runtime) -> str:
