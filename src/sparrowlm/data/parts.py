@@ -143,7 +143,10 @@ def write_part(job: Job, number: int, source: Source, tokenizer: Tokenizer) -> N
     with locked(folder, wait=True):
         files.sweep(job.parts, folder.name)
         with files.publish(folder, replace=True) as work:
-            spool, reader = Spool(work, id_dtype(tokenizer)), Reader([source], alone, work / REJECTED)
+            spool, reader = (
+                Spool(work, id_dtype(tokenizer)),
+                Reader([source], alone, work / REJECTED),
+            )
             fill(spool, Tally(), reader, _encoder(job, tokenizer), None)
             spool.finish()
             met = {name: getattr(reader, name) for name in COUNTED}

@@ -133,7 +133,9 @@ def _lines(
         _, reason = parse_row(line)
         if reason and not skip_bad:
             raise DataError(
-                reason, where=f"{source}:{number}", fix="mend it, or leave such rows out: --skip-bad"
+                reason,
+                where=f"{source}:{number}",
+                fix="mend it, or leave such rows out: --skip-bad",
             )
         yield number, line + b"\n", reason
 
