@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def test_rows_are_read_with_borders_and_specials(dataset: Dataset) -> None:
     ends = np.flatnonzero(ids[:-1] == dataset.eot_id)
     found = list(spans(ids, frozenset((ends + 1).tolist()), dataset.tokenizer))
     assert [span.kind for span in found].count("border") == len(ends)
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         if after.kind == "border":
             assert (before.kind, before.text) == ("special", "<|endoftext|>")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from sparrowlm import files
@@ -14,6 +15,9 @@ from sparrowlm.data.corpora import KnownCorpus
 from sparrowlm.data.fetch import Remote, fetch, is_right, unreachable
 from sparrowlm.data.lock import locked
 from sparrowlm.errors import ConfigError, DataError, EnvironmentFault, UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 ORIGIN = ".origin.json"  # hidden, as `.part` is: what reads the folder as text passes both over
 PART = ".part"
@@ -91,9 +95,7 @@ def list_files(corpus: KnownCorpus, mirror: str = "") -> list[Remote]:
 def _hub_files(corpus: KnownCorpus, mirror: str) -> list[Remote]:
     """What the hub's client says; it knows the endpoint, the login, and pages of long lists."""
     try:
-        from huggingface_hub import HfApi, hf_hub_url
-        from huggingface_hub.hf_api import RepoFile
-        from huggingface_hub.utils import build_hf_headers
+        from huggingface_hub import HfApi
     except ImportError as fault:
         raise EnvironmentFault(
             "needs the package huggingface_hub",
@@ -105,30 +107,9 @@ def _hub_files(corpus: KnownCorpus, mirror: str) -> list[Remote]:
     host = urlsplit(api.endpoint).netloc
     found: list[Remote] = []
     try:
-        revision = api.dataset_info(corpus.hub).sha  # files of one moment, checksums as well
-        headers = build_hf_headers()
+        revision = api.dataset_info(corpus.hub).sha or "main"  # files of one moment
         for pattern in corpus.patterns:
-            folder = pattern.rpartition("/")[0] or None
-            tree = api.list_repo_tree(corpus.hub, folder, revision=revision, repo_type="dataset")
-            matches = [
-                Remote(
-                    entry.path,
-                    hf_hub_url(
-                        corpus.hub,
-                        entry.path,
-                        repo_type="dataset",
-                        revision=revision,
-                        endpoint=api.endpoint,
-                    ),
-                    entry.size,
-                    entry.lfs.sha256 if entry.lfs else "",
-                    "" if entry.lfs else entry.blob_id,
-                    headers,
-                )
-                for entry in tree
-                if isinstance(entry, RepoFile) and fnmatchcase(entry.path, pattern)
-            ]
-            found += sorted(matches, key=lambda remote: remote.name)
+            found += _matching(api, corpus.hub, revision, pattern)
     except Exception as fault:  # also its transport's own, whose package changes with versions
         raise _hub_fault(corpus, host, fault) from fault
     if not found:
@@ -141,31 +122,55 @@ def _hub_files(corpus: KnownCorpus, mirror: str) -> list[Remote]:
     return found
 
 
-def _hub_fault(corpus: KnownCorpus, host: str, fault: Exception) -> Exception:
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        RepositoryNotFoundError,
+def _matching(api: HfApi, dataset: str, revision: str, pattern: str) -> list[Remote]:
+    """A dataset's files that match a pattern, by name; one without a wildcard must be there."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub.utils import build_hf_headers
+
+    if glob.has_magic(pattern):
+        folder = pattern.rpartition("/")[0] or None
+        entries = api.list_repo_tree(dataset, folder, revision=revision, repo_type="dataset")
+    else:
+        entries = api.get_paths_info(dataset, [pattern], revision=revision, repo_type="dataset")
+    place = {"repo_type": "dataset", "revision": revision, "endpoint": api.endpoint}
+    return sorted(
+        (
+            Remote(
+                entry.path,
+                hf_hub_url(dataset, entry.path, **place),
+                entry.size,
+                entry.lfs.sha256 if entry.lfs else "",
+                "" if entry.lfs else entry.blob_id,
+                build_hf_headers(),
+            )
+            for entry in entries
+            if isinstance(entry, RepoFile) and fnmatchcase(entry.path, pattern)
+        ),
+        key=lambda remote: remote.name,
     )
 
-    match fault:
-        case GatedRepoError():
-            return UserError(
-                f"{corpus.hub} needs a login and an agreement",
-                where=host,
-                fix=f"agree at {corpus.card}, then set HF_TOKEN or run: hf auth login",
-            )
-        case RepositoryNotFoundError() | EntryNotFoundError():
-            return DataError(
-                f"has no {corpus.hub}, or not the files that are looked for",
-                where=host,
-                fix="another server may have it: --mirror URL",
-            )
-        case HfHubHTTPError():
-            return unreachable(host, str(fault).splitlines()[0])
-        case _:
-            return unreachable(host, f"{type(fault).__name__}: {fault}")
+
+def _hub_fault(corpus: KnownCorpus, host: str, fault: Exception) -> Exception:
+    """What a fault of the hub's client means to a person."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    status = fault.response.status_code if isinstance(fault, HfHubHTTPError) else 0
+    # The hub answers 401 for what does not exist as well; its client tells them apart.
+    missing = isinstance(fault, RepositoryNotFoundError) and not isinstance(fault, GatedRepoError)
+    if missing or status == 404:
+        return DataError(
+            f"has no {corpus.hub}, or not the files that are looked for",
+            where=host,
+            fix="another server may have it: --mirror URL",
+        )
+    if status in (401, 403):
+        return UserError(
+            f"{corpus.hub} needs a login or an agreement (HTTP {status})",
+            where=host,
+            fix=f"agree at {corpus.card}, then set HF_TOKEN or run: hf auth login",
+        )
+    return unreachable(host, f"{type(fault).__name__}: {str(fault).partition(chr(10))[0]}")
 
 
 def _is_here(remote: Remote, out: Path) -> bool:
@@ -195,7 +200,8 @@ def _check_space(missing: list[Remote], out: Path) -> None:
     with files.disk_faults(out):
         out.mkdir(parents=True, exist_ok=True)
     there = sum(path.stat().st_size for path in (out / PART).rglob("*") if path.is_file())
-    needed, free = sum(remote.size or 0 for remote in missing) - there, shutil.disk_usage(out).free
+    needed = sum(remote.size or 0 for remote in missing) - there
+    free = shutil.disk_usage(out).free
     if needed > free:
         raise EnvironmentFault(
             f"has {free / 1e9:,.1f} GB free, and {needed / 1e9:,.1f} GB are to come",

@@ -35,7 +35,7 @@ from sparrowlm.data.shards import sizes_match
 from sparrowlm.data.sources import Source, as_sources
 from sparrowlm.data.split import PIECE, Tally, check_share
 from sparrowlm.data.writer import Spool
-from sparrowlm.errors import DataError, RunError
+from sparrowlm.errors import DataError
 
 if TYPE_CHECKING:
     from sparrowlm.text.tokenizer import Tokenizer
