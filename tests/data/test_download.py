@@ -222,7 +222,7 @@ def test_a_login_stays_with_the_server_it_is_for(
     assert hub.logins == ["Bearer hf_secret"]
 
 
-def test_an_unclear_licence_is_accepted_first(hub: Hub, tmp_path: Path) -> None:
+def test_an_unclear_license_is_accepted_first(hub: Hub, tmp_path: Path) -> None:
     unclear = replace(STORIES, clear=False, license="for research")
     with pytest.raises(ConfigError, match=r"for research(.|\n)*--accept-license"):
         download(unclear, tmp_path / "out", mirror=hub.address)
@@ -273,7 +273,7 @@ def test_the_commands(
     arguments = ["data", "download", "stories", "--out", str(tmp_path / "out")]
     assert main([*arguments, "--mirror", hub.address]) == 0
     shown = capsys.readouterr().out
-    assert shown.index("licence: CC0-1.0") < shown.index("3 files, 160 kB, checked")
+    assert shown.index("license: CC0-1.0") < shown.index("3 files, 160 kB, checked")
     assert main([*arguments, "--mirror", hub.address]) == 0
     assert "3 of them here already" in capsys.readouterr().out
     assert main(["data", "download", "storys"]) == 2

@@ -26,7 +26,7 @@ def download(
         out: The folder; data/NAME if not named.
         files: Only the first so many files; 0 is all.
         mirror: Another server, such as https://hf-mirror.com; HF_ENDPOINT is heeded too.
-        accept_license: You have read a licence that is unclear or forbids some uses.
+        accept_license: You have read a license that is unclear or forbids some uses.
     """
     from sparrowlm.cli.show import PrepareProgress
     from sparrowlm.data.corpora import find_corpus
@@ -36,7 +36,7 @@ def download(
     corpus = find_corpus(name)
     folder = out or Path("data") / corpus.name
     console.print(Text(f"{corpus.name}: {corpus.about}"), soft_wrap=True)
-    console.print(Text(f"licence: {corpus.license}", "bold"), soft_wrap=True)
+    console.print(Text(f"license: {corpus.license}", "bold"), soft_wrap=True)
     console.print(Text(f"         {corpus.card}"), soft_wrap=True)
     with PrepareProgress(console) as progress:
         done = bring(
@@ -56,7 +56,7 @@ def download(
 
 
 def list_corpora() -> None:
-    """List the corpora that can be downloaded by name, with their sizes and licences."""
+    """List the corpora that can be downloaded by name, with their sizes and licenses."""
     from sparrowlm.data.corpora import CORPORA
 
     console = Console(highlight=False)
@@ -64,7 +64,7 @@ def list_corpora() -> None:
         size = show_bytes(int(corpus.size)) if corpus.size else "size unknown"
         mark = "" if corpus.clear else " *"
         console.print(Text.assemble((corpus.name, "bold"), f"  {size}"), soft_wrap=True)
-        for line in (corpus.about, f"licence: {corpus.license}{mark}", corpus.card):
+        for line in (corpus.about, f"license: {corpus.license}{mark}", corpus.card):
             console.print(Text(f"    {line}"), soft_wrap=True)
         if corpus.mirror:
             console.print(Text(f"    also at {corpus.mirror}"), soft_wrap=True)

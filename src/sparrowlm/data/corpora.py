@@ -1,6 +1,6 @@
-"""Corpora that are known by a name: where they are, how large, under which licence.
+"""Corpora that are known by a name: where they are, how large, under which license.
 
-What a card says of its licence is repeated here, not judged. Where it forbids a use, or says less
+What a card says of its license is repeated here, not judged. Where it forbids a use, or says less
 than a user would need to know, `clear` is false, and nothing is downloaded before the user has
 said that it may be.
 """
@@ -23,7 +23,7 @@ class KnownCorpus:
     about: str
     license: str
     clear: bool
-    """Whether the licence allows any use, commercial ones too, and leaves no doubt about it."""
+    """Whether the license allows any use, commercial ones too, and leaves no doubt about it."""
     size: float = 0
     """Bytes, about; 0 where nobody has said. What the server says counts."""
     hub: str = ""
@@ -39,7 +39,7 @@ class KnownCorpus:
 
     @property
     def card(self) -> str:
-        """Where the licence can be read."""
+        """Where the license can be read."""
         return f"https://huggingface.co/datasets/{self.hub}" if self.hub else self.url
 
 
@@ -66,7 +66,7 @@ _ALL = (
     KnownCorpus(
         name="minimind-pretrain",
         about="minimind-3's small pretraining set, Chinese and English; key text",
-        license="Apache-2.0 on the card once; its sources have licences of their own",
+        license="its card said Apache-2.0; gathered from sets with licenses of their own",
         clear=False,
         size=1.2e9,
         hub="jingyaogong/minimind_dataset",
@@ -76,7 +76,7 @@ _ALL = (
     KnownCorpus(
         name="minimind-sft",
         about="minimind-3's small chat set, Chinese and English; key conversations",
-        license="Apache-2.0 on the card once; its sources have licences of their own",
+        license="its card said Apache-2.0; gathered from sets with licenses of their own",
         clear=False,
         size=1.6e9,
         hub="jingyaogong/minimind_dataset",
@@ -94,7 +94,7 @@ _ALL = (
     KnownCorpus(
         name="fineweb-edu-chinese",
         about="educational web pages, Chinese, V2.1: those of score 4 to 5",
-        license="tagged Apache-2.0; OpenCSG's licence asks for permission for commercial use",
+        license="tagged Apache-2.0; OpenCSG's license asks for permission for commercial use",
         clear=False,
         size=70e9,
         hub="opencsg/Fineweb-Edu-Chinese-V2.1",

@@ -49,18 +49,18 @@ def download(
         corpus: which one.
         out: the folder.
         mirror: another server, in place of the corpus' own or of $HF_ENDPOINT.
-        accept_license: the user has read a licence that is not clear.
+        accept_license: the user has read a license that is not clear.
         limit: only the first so many files; 0: all.
         progress: told of each file's bytes.
 
     Raises:
-        ConfigError: the licence is not clear and was not accepted.
+        ConfigError: the license is not clear and was not accepted.
         DataError: the server has no such file, or another file is in its place here.
         EnvironmentFault: no server, no space, or not what was promised.
     """
     if not corpus.clear and not accept_license:
         raise ConfigError(
-            f"{corpus.name} has a licence that is unclear or forbids some uses: {corpus.license}",
+            f"{corpus.name} has a license that is unclear or forbids some uses: {corpus.license}",
             where=corpus.card,
             fix="read it; if your use is allowed, add --accept-license",
         )
@@ -211,7 +211,7 @@ def _check_space(missing: list[Remote], out: Path) -> None:
 
 
 def _write_origin(corpus: KnownCorpus, remotes: list[Remote], out: Path) -> None:
-    """Where the files are from, and under which licence they came."""
+    """Where the files are from, and under which license they came."""
     files.write_json(
         out / ORIGIN,
         {

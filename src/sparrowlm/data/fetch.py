@@ -22,7 +22,7 @@ from sparrowlm.files import adopt, disk_faults, hash_file
 
 BLOCK = 1 << 20
 TRIES = 5  # in a row without a new byte
-PAUSE = 1.0  # seconds before the second try, twice as many before each further one
+PAUSE = 1.0  # seconds before the second of them, twice as many before each further one
 TIMEOUT = 30  # seconds without an answer
 
 Heard = Callable[[int], None]
@@ -59,8 +59,6 @@ def fetch(remote: Remote, final: Path, part: Path, heard: Heard) -> None:
         EnvironmentFault: the server cannot be reached, what it sent is not what was promised, or
             the disk is full.
     """
-    with disk_faults(part):
-        part.parent.mkdir(parents=True, exist_ok=True)
     failed = 0
     while True:
         before = _size(part)
@@ -70,12 +68,14 @@ def fetch(remote: Remote, final: Path, part: Path, heard: Heard) -> None:
             why = "the connection was cut"
         except HTTPError as fault:
             why = _refused(remote, fault)
+            if fault.code == 416:  # what is there does not begin what the server has
+                part.unlink(missing_ok=True)
         except (OSError, http.client.HTTPException) as fault:
             why = str(fault) or type(fault).__name__
         failed = 0 if _size(part) > before else failed + 1
         if failed == TRIES:
             raise unreachable(remote.host, why)
-        time.sleep(PAUSE * 2**failed)
+        time.sleep(PAUSE * 2 ** (failed - 1))
     check(remote, part)
     adopt(part, final)
 
@@ -129,6 +129,8 @@ def _take(remote: Remote, part: Path, heard: Heard) -> bool:
     for name, value in remote.headers.items():
         request.add_unredirected_header(name, value)  # a token is not for the server it sends us to
     with urlopen(request, timeout=TIMEOUT) as answer:
+        with disk_faults(part):
+            part.parent.mkdir(parents=True, exist_ok=True)
         if there and answer.status != 206:  # it sends all of it again
             part.unlink()
             there = 0
