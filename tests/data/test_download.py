@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -247,6 +248,15 @@ def test_no_server_at_all_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(EnvironmentFault, match=r"127\.0\.0\.1:9: cannot be reached") as told:
             download(corpus, tmp_path / "out", mirror="http://127.0.0.1:9")
         assert "HF_ENDPOINT" in str(told.value)
+
+
+def test_a_hubs_client_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(EnvironmentFault, match=r"pip install 'sparrowlm\[hubs\]'"):
+        download(STORIES, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_is_told_before_it_starts(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,6 +160,18 @@ def test_local_workers_make_the_same_dataset(tmp_path: Path) -> None:
     execute("other logs")  # the parts are there: only the merge has work
     assert contents(Path(job.out)) == expected
     assert {path: path.stat().st_mtime_ns for path in job.parts.rglob("*")} == times
+
+
+def test_the_documented_code_names_what_is_there() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "large-corpora.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.S | re.M)
+    assert len(blocks) == 3
+    for node in (node for block in blocks for node in ast.walk(ast.parse(block))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sparrowlm"):
+            module = importlib.import_module(node.module or "")
+            assert all(hasattr(module, name.name) for name in node.names)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Job":
+            assert {word.arg for word in node.keywords} <= set(Job.__dataclass_fields__)
 
 
 @pytest.mark.slow

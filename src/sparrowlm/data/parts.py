@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -143,10 +144,8 @@ def write_part(job: Job, number: int, source: Source, tokenizer: Tokenizer) -> N
     with locked(folder, wait=True):
         files.sweep(job.parts, folder.name)
         with files.publish(folder, replace=True) as work:
-            spool, reader = (
-                Spool(work, id_dtype(tokenizer)),
-                Reader([source], alone, work / REJECTED),
-            )
+            spool = Spool(work, id_dtype(tokenizer))
+            reader = Reader([source], alone, work / REJECTED)
             fill(spool, Tally(), reader, _encoder(job, tokenizer), None)
             spool.finish()
             met = {name: getattr(reader, name) for name in COUNTED}
@@ -205,8 +204,8 @@ def _gather(part: Path, spool: PartSpool, tally: Tally, reader: Reader) -> None:
     reader.shown = reader.shown[:SHOWN]
     if (part / REJECTED).is_file():
         out = spool.shards.folder / REJECTED
-        with files.disk_faults(out), out.open("ab") as file:
-            file.write((part / REJECTED).read_bytes())
+        with files.disk_faults(out), out.open("ab") as to, (part / REJECTED).open("rb") as listed:
+            shutil.copyfileobj(listed, to)
 
 
 def _check_whole(job: Job, sources: list[Source], tokenizer: Tokenizer) -> None:
