@@ -11,6 +11,7 @@ one that is still in: about 200 bytes a line of the sample, whatever the size of
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import heapq
@@ -27,7 +28,6 @@ from sparrowlm.errors import DataError, RunError
 from sparrowlm.text.documents import is_json_lines, parse_row
 from sparrowlm.text.reading import read_blocks, split_lines
 
-BOM = b"\xef\xbb\xbf"
 
 
 class Sampled(NamedTuple):
@@ -129,7 +129,7 @@ def _lines(
 ) -> Iterator[tuple[int, bytes, str]]:
     """(1-based number, line with its end, reason why it is no row)."""
     for number, line in enumerate(split_lines(read_blocks(source, progress)), 1):
-        line = line.removeprefix(BOM) if number == 1 else line
+        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         _, reason = parse_row(line)
         if reason and not skip_bad:
             raise DataError(
