@@ -29,7 +29,6 @@ from sparrowlm.text.documents import is_json_lines, parse_row
 from sparrowlm.text.reading import read_blocks, split_lines
 
 
-
 class Sampled(NamedTuple):
     """What was sampled from what."""
 
