@@ -57,7 +57,8 @@ class Reader:
                 if isinstance(piece, Rejected):
                     self._reject(piece)
                     continue
-                if plain and piece.starts and piece.line and rows == self.accepted:
+                first = rows == self.accepted + self.rejected
+                if first and plain and piece.starts and piece.line:
                     self.parted.append(str(source.path))
                 self.accepted += piece.starts
                 yield source, piece
