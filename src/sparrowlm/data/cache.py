@@ -28,7 +28,7 @@ from sparrowlm.data.split import (
     find_cut,
 )
 from sparrowlm.data.writer import Spool
-from sparrowlm.text.documents import is_json_lines
+from sparrowlm.text.documents import format_of
 
 if TYPE_CHECKING:
     from sparrowlm.text.tokenizer import Tokenizer
@@ -49,7 +49,7 @@ def cache_key(sources: list[Source], config: DataConfig, tokenizer: TokenizerCon
     parts = {
         "format": FORMAT,
         "files": [
-            [content_hash(source.path), source.group, is_json_lines(source.path)]
+            [content_hash(source.path), source.group, format_of(source.path)]
             for source in sources
         ],
         "data": {name: getattr(config, name) for name in READING},
