@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from sparrowlm.data.reader import Reader
 from sparrowlm.data.shards import DTYPES, FACTS, FORMAT
 from sparrowlm.data.sources import Source
 from sparrowlm.data.split import ENDS, STARTS, Cut, Plan, Tally, decide, find_cut, line_end
+from sparrowlm.data.tokens import TokenPieces, are_tokens
 from sparrowlm.data.writer import Dealer, SplitWriter, Spool
 from sparrowlm.errors import DataError
 from sparrowlm.text.documents import END_OF_TEXT
@@ -36,8 +37,17 @@ def build(
     work: Path,
     config: DataConfig,
     progress: Progress | None,
+    told: Sequence[str] = (),
 ) -> tuple[dict[str, Any], Reader]:
     """Fill the folder `work` with a prepared dataset, manifest excepted.
+
+    Args:
+        sources: text, or token files.
+        tokenizer: makes the ids, or has made them.
+        work: an existing, empty folder.
+        config: how to read and split.
+        progress: told of bytes read.
+        told: notes to keep with the dataset.
 
     Returns:
         What `dataset.json` says, and what the reader met.
@@ -54,7 +64,9 @@ def build(
     total = sum(source.path.stat().st_size for source in sources)
     workers, apart = _workers(config, total, tokenizer)
     folder = work / "tokenizer" if apart else None
-    for encoded in encode_all(reader.loads(), encoder, workers, folder):
+    tokens = TokenPieces(reader, tokenizer, DTYPES[dtype]) if are_tokens(sources) else None
+    found = tokens.batches() if tokens else encode_all(reader.loads(), encoder, workers, folder)
+    for encoded in found:
         spool.append(encoded.ids, encoded.table)
         tally.add(encoded.table)
         if progress is not None:
@@ -63,7 +75,9 @@ def build(
         progress("encoding", total, total)
     check_not_empty(tally, reader)
     plan = decide(tally, config, grouped=bool(sources[0].group))
-    splits = _deal(spool, tally, plan, encoder, reader)
+    if tokens is not None:
+        plan = plan._replace(at_line_end=False)
+    splits = _deal(spool, tally, plan, encoder, tokens or reader)
     facts = {
         "format": FORMAT,
         "dtype": dtype,
@@ -74,7 +88,7 @@ def build(
         "split": {"rule": plan.rule, "val_fraction": config.val_fraction, "reason": plan.reason},
         "accepted": reader.accepted,
         "rejected": reader.rejected,
-        "notes": [*notes(plan, config, reader), *tokenizer.notes],
+        "notes": [*notes(plan, config, reader), *told, *tokenizer.notes],
         "sources": [
             {"path": str(source.path), "bytes": source.path.stat().st_size}
             | ({"group": source.group} if source.group else {})
@@ -114,7 +128,7 @@ def notes(plan: Plan, config: DataConfig, reader: Reader) -> list[str]:
         "tail": f"held out: the last {share}, by position",
     }[plan.rule]
     if plan.reason:
-        told += f" at a line end, since {plan.reason}"
+        told += " at a line end" * plan.at_line_end + f", since {plan.reason}"
     found = [told]
     if reader.parted and not config.document_separator:
         found.append(f"{_some(reader.parted)}: a line of {END_OF_TEXT} ends a document")
@@ -144,7 +158,7 @@ def _workers(config: DataConfig, total: int, tokenizer: Tokenizer) -> tuple[int,
 
 
 def _deal(
-    spool: Spool, tally: Tally, plan: Plan, encoder: Encoder, reader: Reader
+    spool: Spool, tally: Tally, plan: Plan, encoder: Encoder, again: Reader | TokenPieces
 ) -> dict[str, dict[str, Any]]:
     """Spool to splits. Returns what `dataset.json` says of each."""
     folder, dtype = spool.shards.folder, spool.shards.dtype
@@ -157,7 +171,7 @@ def _deal(
         dealer.deal(table[: cut.piece], side=0)
         rest = cut.piece
         if cut.inside is not None:
-            _deal_in_two(dealer, int(table[rest]["tokens"]), cut, plan, encoder, reader)
+            _deal_in_two(dealer, int(table[rest]["tokens"]), cut, plan, encoder, again)
             rest += 1
         dealer.deal(table[rest:], side=1)
     else:
@@ -169,14 +183,19 @@ def _deal(
 
 
 def _deal_in_two(
-    dealer: Dealer, tokens: int, cut: Cut, plan: Plan, encoder: Encoder, reader: Reader
+    dealer: Dealer, tokens: int, cut: Cut, plan: Plan, encoder: Encoder, again: Reader | TokenPieces
 ) -> None:
-    """The piece that the cut lies in: its halves are read and encoded anew, and its `tokens` are
-    passed over."""
-    piece = piece_at(reader, cut.piece)
+    """The piece of `tokens` ids that the cut lies in. Text is read and encoded anew in halves;
+    tokens are cut as they are."""
+    ids = dealer.take(tokens)
+    if isinstance(again, TokenPieces):
+        for side, half in enumerate(again.halves(ids, cut.inside or 0)):
+            half[1]["flags"] = STARTS
+            dealer.give(side, *half)
+        return
+    piece = piece_at(again, cut.piece)
     at = cut_position(piece.text, cut, plan)
     head, tail = piece.text[:at], piece.text[at:]
-    dealer.take(tokens)
     dealer.give(0, *encoder.piece(head, STARTS * piece.starts | ENDS))
     dealer.give(1, *encoder.piece(tail, STARTS | ENDS * piece.ends))
 

@@ -53,7 +53,9 @@ def as_sources(
     paths: list[str] = []
     for given in map(str, (given for given in inputs if not isinstance(given, Source))):
         paths += map(str, fetch(given, mirror, passed_over)) if is_address(given) else [given]
-    found = [Source(path) for path in find_inputs(paths, passed_over)] if paths or not inputs else []
+    found = (
+        [Source(path) for path in find_inputs(paths, passed_over)] if paths or not inputs else []
+    )
     found += [given for given in inputs if isinstance(given, Source)]
     if len({bool(source.group) for source in found}) > 1:
         raise DataError("some sources have a group and some have none")
@@ -65,7 +67,8 @@ def read_pieces(
 ) -> Iterator[Piece | Rejected]:
     """The documents of a source in order, long ones in pieces.
 
-    With `skip_bad`, plain text in another encoding is one rejection, as a bad row is: what was read of it before stays.
+    With `skip_bad`, plain text in another encoding is one rejection, as a bad row is: what was
+    read of it before stays.
 
     Args:
         source: the file.
@@ -84,9 +87,7 @@ def read_pieces(
         return
     open_line = None  # of a document that has begun and not ended
     try:
-        for piece in read_plain(
-            source.path, config.encoding, config.document_separator, on_read
-        ):
+        for piece in read_plain(source.path, config.encoding, config.document_separator, on_read):
             open_line = None if piece.ends else piece.line
             yield piece
     except DataError as fault:

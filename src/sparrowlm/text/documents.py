@@ -26,7 +26,7 @@ from sparrowlm.text.arrays import read_json
 from sparrowlm.text.definition import END_OF_TEXT
 from sparrowlm.text.parquet import read_parquet
 from sparrowlm.text.reading import OnRead, cut_text, decode_file
-from sparrowlm.text.rows import Document, Rejected, Row, read_lines
+from sparrowlm.text.rows import Document, Rejected, read_lines
 from sparrowlm.text.tables import read_csv
 
 COMPRESSED = (".gz", ".zst")
@@ -99,7 +99,7 @@ def find_inputs(paths: Sequence[str], passed_over: Counter[str] | None = None) -
 
 def read_documents(
     path: Path | str, *, text_key: str = "text", encoding: str = "utf-8", separator: str = ""
-) -> Iterator[Row]:
+) -> Iterator[Document | Rejected]:
     r"""The documents of one file, in order.
 
     Args:
@@ -132,7 +132,7 @@ def read_documents(
 
 def read_rows(
     path: Path, text_key: str, encoding: str = "utf-8", on_read: OnRead = None
-) -> Iterator[Row]:
+) -> Iterator[Document | Rejected]:
     """`read_documents` of a file of rows.
 
     Raises:
