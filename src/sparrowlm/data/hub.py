@@ -16,10 +16,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from glob import has_magic
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 from sparrowlm.errors import ConfigError, DataError, EnvironmentFault
+from sparrowlm.files import disk_faults
 from sparrowlm.text.documents import format_of
 from sparrowlm.text.extras import need
 
@@ -100,15 +102,27 @@ def fetch(text: str, mirror: str = "", passed_over: Counter[str] | None = None) 
         raise ConfigError(f'"{mirror}" is no address', where="data.mirror", fix="https://HOST")
     hub = _hugging_face(address, mirror) if address.hub == "hf" else _modelscope(address, mirror)
     with hub as client:
+        if is_file(address.path):  # not listed first: what is in the cache is then read offline
+            return [Path(client.download(address.path))]
         names = choose(client.files(), address, client)
-        data = data_files(names) if len(names) > 1 else names
+        data = data_files(names)
         if passed_over is not None and len(data) < len(names):
-            passed_over[f"no data in {address.repository}"] += len(names) - len(data)
+            passed_over[f"of {address.repository} without text"] += len(names) - len(data)
         if not data:
             raise DataError(
                 f"{client.host} has no file of text there", where=text, fix="name one of its files"
             )
         return [Path(client.download(name)) for name in data]
+
+
+def is_file(path: str) -> bool:
+    """Whether a path in a repository names one file, by its suffix.
+
+    >>> is_file("data/a.jsonl.gz"), is_file("data"), is_file("data/*.parquet")
+    (True, False, False)
+    """
+    known = format_of(path) != "plain" or PurePosixPath(path).suffix.lower() in TEXTS
+    return known and not has_magic(path)
 
 
 def choose(names: list[str], address: Address, hub: Hub) -> list[str]:
@@ -118,8 +132,8 @@ def choose(names: list[str], address: Address, hub: Hub) -> list[str]:
         DataError: it names none of them.
     """
     path = address.path
-    if not path or path in names:
-        return sorted(names) if not path else [path]
+    if not path:
+        return sorted(names)
     found = [name for name in names if name.startswith(f"{path}/") or fnmatchcase(name, path)]
     if not found:
         patterns = hub.patterns(path)
@@ -211,12 +225,12 @@ def card_patterns(data_files: Any) -> list[str]:
 def _hugging_face(address: Address, mirror: str) -> Iterator[Hub]:
     """A client whose faults are told in our words."""
     client = _HuggingFace(address, mirror)
-    import httpx
     from huggingface_hub import errors
 
     where = f"hf:{address.repository}"
     try:
-        yield client
+        with disk_faults(Path(where)):
+            yield client
     except errors.GatedRepoError as fault:
         raise DataError(
             f"{client.host} gives it only to people who have accepted its terms",
@@ -231,7 +245,7 @@ def _hugging_face(address: Address, mirror: str) -> Iterator[Hub]:
         raise _absent(client.host, where, "the file", "") from fault
     except (errors.HFValidationError, errors.HfUriError) as fault:
         raise DataError(str(fault), where=where, fix="hf:owner/name") from fault
-    except (httpx.HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as fault:
+    except (errors.HTTPError, OSError) as fault:  # the HTTP library differs from version to version
         raise _silent(client.host, where, fault, "HF_ENDPOINT") from fault
 
 
@@ -244,7 +258,8 @@ def _modelscope(address: Address, mirror: str) -> Iterator[Hub]:
 
     where = f"modelscope:{address.repository}"
     try:
-        yield client
+        with disk_faults(Path(where)):
+            yield client
     except library.NotExistError as fault:
         raise _absent(client.host, where, "it", "MODELSCOPE_API_TOKEN") from fault
     except (library.AuthenticationError, library.PermissionDeniedError) as fault:
@@ -267,6 +282,6 @@ def _silent(host: str, where: str, fault: Exception, variable: str) -> Environme
     return EnvironmentFault(
         f"{host} does not answer",
         where=where,
-        why=(str(fault).splitlines() or [type(fault).__name__])[0],
+        why=(str(fault).splitlines() or [type(fault).__name__])[0][:200],
         fix=f"check the network, or set a mirror: data.mirror (--mirror) or {variable}",
     )

@@ -130,10 +130,10 @@ def prepare_cached(
 
 
 def told_of(passed_over: Counter[str]) -> list[str]:
-    """A note on what was left out of folders, where anything was.
+    """A note on what was left out of folders and repositories, where anything was.
 
     >>> told_of(Counter({"hidden": 2, "binary": 1}))
-    ['passed over in folders: 2 hidden, 1 binary']
+    ['passed over: 2 hidden, 1 binary']
     """
     kinds = ", ".join(f"{count} {kind}" for kind, count in passed_over.items())
-    return [f"passed over in folders: {kinds}"] if kinds else []
+    return [f"passed over: {kinds}"] if kinds else []

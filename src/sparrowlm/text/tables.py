@@ -45,7 +45,7 @@ def read_csv(
         row = dict(zip(reversed(header), reversed(cells), strict=True))  # the first of its name
         text, fault = _row_text(row, header, text_key)
         if not fault and not is_text(text):
-            fault = f"not {encoding}"
+            fault = f"not {encoding} (data.encoding names another)"
         yield as_row(str(path), line, clean(text), fault)
 
 
