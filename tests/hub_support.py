@@ -44,7 +44,7 @@ class Hub:
         if place.startswith("/api/datasets/"):
             told = {"id": "owner/name", "sha": COMMIT, "cardData": CARD, "siblings": []}
             return 200, {}, json.dumps(told | {"private": False, "tags": []}).encode()
-        name = place.partition("/resolve/")[2].partition("/")[2]
+        name = unquote(address.path.partition("/resolve/")[2].partition("/")[2])
         if name not in self.files:
             return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
         return 200, self._tags(name) | {"X-Repo-Commit": COMMIT}, self.files[name]

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparrowlm.errors import DataError, EnvironmentFault
-from sparrowlm.text import extras, parquet, reading, tables
+from sparrowlm.text import arrays, extras, parquet, reading, tables
 from sparrowlm.text.arrays import split_array
 from sparrowlm.text.documents import Document, Rejected, read_documents
 from sparrowlm.text.tables import read_history
@@ -119,8 +119,9 @@ def test_an_array_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.Monkey
     assert peak < 4e6
 
 
-def test_an_open_quote_is_not_read_into_memory_for_ever() -> None:
-    pieces = iter(['{"text": "open, '] + ["x" * (1 << 20)] * 200)
+def test_an_open_quote_is_not_read_into_memory_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "LARGEST_ROW", 1 << 20)
+    pieces = iter(['{"text": "open, '] + ["x" * (1 << 16)] * 200)
     (element,) = split_array(pieces)
     assert "left open" in element.fault
     assert next(pieces, None) is not None
@@ -205,7 +206,8 @@ def test_parquet_cells_that_are_no_text_are_rejected(tmp_path: Path) -> None:
     bad = pa.Array.from_buffers(pa.string(), 2, pa.array([b"a\xff", b"ok"], pa.binary()).buffers())
     table = pa.table({
         "text": ["one", None], "bad": bad, "n": [1, 2], "list": [["a"], []],
-        "kind": pa.array(["x", "y"]).dictionary_encode(), "large": pa.array(["l", ""], pa.large_string()),
+        "kind": pa.array(["x", "y"]).dictionary_encode(),
+        "large": pa.array(["l", ""], pa.large_string()),
     })  # fmt: skip
     pq.write_table(table, path)
     assert answers(path) == [("one", ""), ("", "'text' is null, not a string")]
