@@ -59,20 +59,9 @@ def build(
     tokenizer.save(work / "tokenizer")
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     reader = Reader(sources, config, work / REJECTED)
-    spool, tally = Spool(work, DTYPES[dtype]), Tally()
     encoder = Encoder(tokenizer, DTYPES[dtype], config.val_fraction)
-    total = sum(source.path.stat().st_size for source in sources)
-    workers, apart = _workers(config, total, tokenizer)
-    folder = work / "tokenizer" if apart else None
     tokens = TokenPieces(reader, tokenizer, DTYPES[dtype]) if are_tokens(sources) else None
-    found = tokens.batches() if tokens else encode_all(reader.loads(), encoder, workers, folder)
-    for encoded in found:
-        spool.append(encoded.ids, encoded.table)
-        tally.add(encoded.table)
-        if progress is not None:
-            progress("encoding", encoded.read, total)
-    if progress is not None:
-        progress("encoding", total, total)
+    spool, tally = _encode(reader, tokens, encoder, work, progress)
     check_not_empty(tally, reader)
     plan = decide(tally, config, grouped=bool(sources[0].group))
     if tokens is not None:
@@ -97,6 +86,29 @@ def build(
     }
     files.write_json(work / FACTS, facts)
     return facts, reader
+
+
+def _encode(
+    reader: Reader,
+    tokens: TokenPieces | None,
+    encoder: Encoder,
+    work: Path,
+    progress: Progress | None,
+) -> tuple[Spool, Tally]:
+    """All ids in the order of the sources, and the sums over them."""
+    spool, tally = Spool(work, encoder.dtype), Tally()
+    total = sum(source.path.stat().st_size for source in reader.sources)
+    workers, apart = _workers(reader.config, total, encoder.tokenizer)
+    folder = work / "tokenizer" if apart else None
+    found = tokens.batches() if tokens else encode_all(reader.loads(), encoder, workers, folder)
+    for encoded in found:
+        spool.append(encoded.ids, encoded.table)
+        tally.add(encoded.table)
+        if progress is not None:
+            progress("encoding", encoded.read, total)
+    if progress is not None:
+        progress("encoding", total, total)
+    return spool, tally
 
 
 def check_not_empty(tally: Tally, reader: Reader) -> None:
