@@ -46,6 +46,7 @@ def test_training_on_parquet_from_a_hub_keeps_pyarrow_out(tmp_path: Path) -> Non
     with serving(Hub({"a.parquet": (tmp_path / "a.parquet").read_bytes()})) as hub:
         own = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")}
         own |= {"SPARROW_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+        own["HF_HUB_OFFLINE"] = "0"
         done = subprocess.run(
             [sys.executable, "-c", program],
             env=os.environ | own,
@@ -142,8 +143,11 @@ def test_mistakes_are_one_message(
 
 
 def test_a_hub_that_lacks_the_dataset_is_one_message(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # other tests may have asked for it
     with serving(Hub({})) as hub:
         assert prepare(tmp_path / "out", "hf:a/b", "--mirror", hub.address) == 2
         assert f"error: hf:a/b: {hub.address} does not have" in capsys.readouterr().err

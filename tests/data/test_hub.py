@@ -35,6 +35,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # other tests may have asked for it
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between tries of a silent host
     with serving(Hub(FILES)) as here:
@@ -137,6 +138,7 @@ def test_the_usual_variable_names_the_host(
         f"assert [path.name for path in fetch('{kind}:owner/name/p')] == ['b.csv.gz']"
     )
     own = {variable: hub.address, "HF_HOME": str(tmp_path / "home")}
+    own["HF_HUB_OFFLINE"] = "0"
     subprocess.run([sys.executable, "-c", program], env=os.environ | own, check=True)
 
 

@@ -143,6 +143,8 @@ class TokenPieces:
 
     def _side(self, ids: np.ndarray) -> int:
         """The flag of a document that begins with `ids`: where its text would go."""
+        if self._reader.config.split != "hash":
+            return 0
         content = b"".join([self._contents[token] for token in ids[:HASHED].tolist()])
         return HELD_OUT * falls_out(content, self._reader.config.val_fraction)
 

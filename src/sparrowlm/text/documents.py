@@ -76,9 +76,9 @@ def find_inputs(paths: Sequence[str], passed_over: Counter[str] | None = None) -
     """The files that some paths mean: files as they are, folders recursively, globs.
 
     In a folder, what is hidden (a leading dot), caches, linked folders and binary files (a zero
-    byte in the first 4 KiB) are passed over; so are `.json` and `.csv` where there is source code.
-    A file that is named is always taken. Sorted within a folder or a glob, in the order given
-    otherwise, each file once.
+    byte in the first 4 KiB) are passed over; so are `.json` and `.csv` where files of source code
+    outnumber them. A file that is named is always taken. Sorted within a folder or a glob, in the
+    order given otherwise, each file once.
 
     Args:
         paths: files, folders or globs.
@@ -187,10 +187,11 @@ def _expand(path: str, passed_over: Counter[str]) -> list[Path]:
 def _texts_below(folder: Path, passed_over: Counter[str]) -> list[Path]:
     """The files of a folder that hold text or rows, sorted by path."""
     found = list(_walk(folder, passed_over))
-    code = any(file.suffix.lower() in CODE for file in found)
+    code = sum(file.suffix.lower() in CODE for file in found)
+    beside = sum(format_of(file) in BESIDE_CODE for file in found)
     kept = []
     for file in found:
-        if code and format_of(file) in BESIDE_CODE:
+        if code > beside and format_of(file) in BESIDE_CODE:
             passed_over[f"{file.suffix} beside source code"] += 1
         elif _is_binary(file):
             passed_over["binary"] += 1

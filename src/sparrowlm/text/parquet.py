@@ -64,6 +64,8 @@ def _rows(path: Path, answers: IO[bytes], on_read: OnRead) -> Iterator[Row]:
 def serve() -> int:
     """Be the child: answer for the file and the column in the arguments."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    if hasattr(signal, "SIGPIPE"):  # end without a word where nobody reads; Windows has none
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     path, text_key = Path(sys.argv[1]), sys.argv[2]
     for told in answers(path, text_key):
         sys.stdout.buffer.write(json.dumps(told).encode() + b"\n")
