@@ -63,6 +63,7 @@ def test_a_folder_of_source_code_is_its_text_files(
 ) -> None:
     code = {
         "src/main.py": b"def main():\n    return 1\n" * 40,
+        "src/util.py": b"ONE = 1\n",
         "src/lib/deep.rs": b"fn deep() -> u8 { 1 }\n" * 40,
         "README.md": b"# What it is\n",
         "package.json": b'{"name": "x"}',
@@ -89,7 +90,7 @@ def test_a_folder_of_source_code_is_its_text_files(
     )
     dataset = open_dataset(tmp_path / "out")
     names = [Path(source["path"]).name for source in dataset.description["sources"]]
-    assert names == ["README.md", "deep.rs", "main.py"]
+    assert names == ["README.md", "deep.rs", "main.py", "util.py"]
 
 
 def test_a_column_is_named_by_the_text_key(tmp_path: Path) -> None:
