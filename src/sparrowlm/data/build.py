@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sparrowlm import files
 from sparrowlm.config.schema import DataConfig
 from sparrowlm.data.encode import Encoder, encode_all
@@ -57,19 +59,56 @@ def build(
     """
     (work / "tokenizer").mkdir()
     tokenizer.save(work / "tokenizer")
-    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    reader = Reader(sources, config, work / REJECTED)
-    encoder = Encoder(tokenizer, DTYPES[dtype], config.val_fraction)
-    tokens = TokenPieces(reader, tokenizer, DTYPES[dtype]) if are_tokens(sources) else None
-    spool, tally = _encode(reader, tokens, encoder, work, progress)
+    reader = Reader(sources, config, work / REJECTED, told=list(told))
+    spool, tally = Spool(work, id_dtype(tokenizer)), Tally()
+    encoder = Encoder(tokenizer, spool.shards.dtype, config.val_fraction)
+    fill(spool, tally, reader, encoder, progress)
+    return finish(spool, tally, reader, encoder), reader
+
+
+def id_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
+    """The smallest type on disk that holds every id."""
+    return DTYPES["uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"]
+
+
+def fill(
+    spool: Spool, tally: Tally, reader: Reader, encoder: Encoder, progress: Progress | None
+) -> None:
+    """Read and encode everything onto the spool. Worker processes read the tokenizer from the
+    folder beside it."""
+    total = sum(source.path.stat().st_size for source in reader.sources)
+    workers, apart = _workers(reader.config, total, encoder.tokenizer)
+    folder = spool.shards.folder / "tokenizer" if apart else None
+    tokens = _tokens(reader, encoder)
+    found = tokens.batches() if tokens else encode_all(reader.loads(), encoder, workers, folder)
+    for encoded in found:
+        spool.append(encoded.ids, encoded.table)
+        tally.add(encoded.table)
+        if progress is not None:
+            progress("encoding", min(encoded.read, total - 1), total)
+    if progress is not None:
+        progress("encoding", total, total)
+
+
+def finish(spool: Spool, tally: Tally, reader: Reader, encoder: Encoder) -> dict[str, Any]:
+    """What needs the whole: decide the split, deal the spool out, write down the facts.
+
+    Returns:
+        What `dataset.json` says.
+
+    Raises:
+        DataError: no text at all.
+    """
+    config, tokenizer = reader.config, encoder.tokenizer
     check_not_empty(tally, reader)
-    plan = decide(tally, config, grouped=bool(sources[0].group))
+    plan = decide(tally, config, grouped=bool(reader.sources[0].group))
+    tokens = _tokens(reader, encoder)
     if tokens is not None:
         plan = plan._replace(at_line_end=False)
     splits = _deal(spool, tally, plan, encoder, tokens or reader)
     facts = {
         "format": FORMAT,
-        "dtype": dtype,
+        "dtype": encoder.dtype.name,
         "vocab_size": tokenizer.vocab_size,
         "eot_id": tokenizer.eot_id,
         "tokenizer": {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint},
@@ -77,38 +116,22 @@ def build(
         "split": {"rule": plan.rule, "val_fraction": config.val_fraction, "reason": plan.reason},
         "accepted": reader.accepted,
         "rejected": reader.rejected,
-        "notes": [*notes(plan, config, reader), *told, *tokenizer.notes],
+        "notes": [*notes(plan, config, reader), *reader.told, *tokenizer.notes],
         "sources": [
             {"path": str(source.path), "bytes": source.path.stat().st_size}
             | ({"group": source.group} if source.group else {})
-            for source in sources
+            for source in reader.sources
         ],
     }
-    files.write_json(work / FACTS, facts)
-    return facts, reader
+    files.write_json(spool.shards.folder / FACTS, facts)
+    return facts
 
 
-def _encode(
-    reader: Reader,
-    tokens: TokenPieces | None,
-    encoder: Encoder,
-    work: Path,
-    progress: Progress | None,
-) -> tuple[Spool, Tally]:
-    """All ids in the order of the sources, and the sums over them."""
-    spool, tally = Spool(work, encoder.dtype), Tally()
-    total = sum(source.path.stat().st_size for source in reader.sources)
-    workers, apart = _workers(reader.config, total, encoder.tokenizer)
-    folder = work / "tokenizer" if apart else None
-    found = tokens.batches() if tokens else encode_all(reader.loads(), encoder, workers, folder)
-    for encoded in found:
-        spool.append(encoded.ids, encoded.table)
-        tally.add(encoded.table)
-        if progress is not None:
-            progress("encoding", encoded.read, total)
-    if progress is not None:
-        progress("encoding", total, total)
-    return spool, tally
+def _tokens(reader: Reader, encoder: Encoder) -> TokenPieces | None:
+    """The sources as pieces of ids, where they hold ids."""
+    if not are_tokens(reader.sources):
+        return None
+    return TokenPieces(reader, encoder.tokenizer, encoder.dtype)
 
 
 def check_not_empty(tally: Tally, reader: Reader) -> None:

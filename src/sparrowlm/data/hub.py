@@ -158,7 +158,7 @@ def data_files(names: list[str]) -> list[str]:
 
 class _HuggingFace:
     def __init__(self, address: Address, mirror: str) -> None:
-        library = need("huggingface_hub", "hub", f"hf:{address.repository}")
+        library = need("huggingface_hub", "hubs", f"hf:{address.repository}")
         self._address = address
         self._api = library.HfApi(endpoint=mirror or None)
         self.host: str = self._api.endpoint
@@ -243,7 +243,7 @@ def _hugging_face(address: Address, mirror: str) -> Iterator[Hub]:
         raise _absent(client.host, where, f"the revision {address.revision!r}", "") from fault
     except errors.RemoteEntryNotFoundError as fault:
         raise _absent(client.host, where, "the file", "") from fault
-    except (errors.HFValidationError, errors.HfUriError) as fault:
+    except errors.HFValidationError as fault:
         raise DataError(str(fault), where=where, fix="hf:owner/name") from fault
     except (errors.HTTPError, OSError) as fault:  # the HTTP library differs from version to version
         raise _silent(client.host, where, fault, "HF_ENDPOINT") from fault

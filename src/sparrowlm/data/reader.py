@@ -43,6 +43,8 @@ class Reader:
     """Plain files in which a separator was found."""
     empty: list[str] = field(default_factory=list)
     """Files without a single row."""
+    told: list[str] = field(default_factory=list)
+    """Notes from before reading: what was passed over."""
 
     def pieces(self) -> Iterator[tuple[Source, Piece]]:
         """In the order of the sources.
@@ -57,7 +59,8 @@ class Reader:
                 if isinstance(piece, Rejected):
                     self._reject(piece)
                     continue
-                if plain and piece.starts and piece.line and rows == self.accepted:
+                first = rows == self.accepted + self.rejected
+                if first and plain and piece.starts and piece.line:
                     self.parted.append(str(source.path))
                 self.accepted += piece.starts
                 yield source, piece

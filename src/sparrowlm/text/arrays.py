@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sparrowlm.text.reading import OnRead, decode_file
-from sparrowlm.text.rows import LARGEST_ROW, Rejected, Row, as_row, is_text, parse_row, read_lines
+from sparrowlm.text.rows import LARGEST_ROW, Rejected, Row, as_row, is_text, read_lines, row_text
 
 # A whole string; a bracket or comma; the quote of a string whose end is not there yet.
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{},]|"', re.DOTALL)
@@ -50,7 +50,7 @@ def read_json(path: Path, text_key: str, on_read: OnRead = None) -> Iterator[Row
         elif not is_text(element.content):
             yield Rejected(str(path), element.line, "not UTF-8")
         else:
-            yield as_row(str(path), element.line, *parse_row(element.content, text_key))
+            yield as_row(str(path), element.line, *row_text(element.content.encode(), text_key))
 
 
 def _is_array(path: Path) -> bool:

@@ -11,7 +11,7 @@ import difflib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sparrowlm.text.reading import OnRead, read_blocks, split_lines
 
@@ -48,11 +48,7 @@ def read_lines(path: Path, text_key: str, on_read: OnRead = None) -> Iterator[Ro
     for number, line in enumerate(split_lines(read_blocks(path, on_read)), 1):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
-        try:
-            text, reason = parse_row(line.decode("utf-8"), text_key)
-        except UnicodeDecodeError as fault:
-            text, reason = "", f"not UTF-8 at byte {fault.start + 1} of the line"
-        yield as_row(source, number, text, reason)
+        yield as_row(source, number, *row_text(line, text_key))
 
 
 def as_row(source: str, line: int, text: str, reason: str) -> Row:
@@ -60,24 +56,34 @@ def as_row(source: str, line: int, text: str, reason: str) -> Row:
     return Rejected(source, line, reason) if reason else Document(text, source, line)
 
 
-def parse_row(content: str, text_key: str) -> tuple[str, str]:
-    """The text of a JSON row, or the reason why it has none."""
-    if not content.strip():
-        return "", "blank line"
+def parse_row(line: bytes) -> tuple[dict[str, Any], str]:
+    """The object in a row of JSON, or the reason why there is none."""
+    if not line.strip():
+        return {}, "blank line"
     try:
-        row = json.loads(content)
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as fault:
+        return {}, f"not UTF-8 at byte {fault.start + 1} of the line"
     except RecursionError:
-        return "", "not JSON: nested too deeply"
+        return {}, "not JSON: nested too deeply"
     except ValueError as fault:
-        return "", f"not JSON: {fault}"
+        return {}, f"not JSON: {fault}"
     if not isinstance(row, dict):
-        return "", f"a JSON {_json_name(row)}, not an object"
+        return {}, f"a JSON {_json_name(row)}, not an object"
+    return row, ""
+
+
+def row_text(line: bytes, text_key: str) -> tuple[str, str]:
+    """The text of a row of JSON, or the reason why it has none."""
+    row, reason = parse_row(line)
+    if reason:
+        return "", reason
     if text_key not in row:
         return "", no_key("key", text_key, row)
     text = row[text_key]
     if not isinstance(text, str):
         return "", f"{text_key!r} is a {_json_name(text)}, not a string"
-    if "\\u" in content and not is_text(text):
+    if b"\\u" in line and not is_text(text):
         return "", f"{text_key!r} holds half of a surrogate pair, which is no character"
     return clean(text), ""
 
