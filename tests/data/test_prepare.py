@@ -19,8 +19,10 @@ from sparrowlm.config.schema import DataConfig
 from sparrowlm.data import sources, split, writer
 from sparrowlm.data.prepare import Summary, prepare
 from sparrowlm.data.shards import Dataset, open_dataset
-from sparrowlm.data.sources import Source, safe_cut
+from sparrowlm.data.sources import Source
 from sparrowlm.errors import ConfigError, DataError, RunError
+from sparrowlm.text import documents
+from sparrowlm.text.documents import safe_cut
 from sparrowlm.text.tokenizer import Tokenizer, byte_tokenizer, character_tokenizer, load_tokenizer
 
 POEMS = [f"{number}\nthe moon is {number * number}\n麻雀" for number in range(400)]
@@ -331,7 +333,7 @@ def test_long_documents_in_pieces_are_the_same_tokens(
     tokenizer = load_tokenizer(shared_data / "tokenizers" / "minimind-3")
     path = shared_data / "wizard_of_oz.txt"
     prepared(tmp_path / "whole", [path], tokenizer)
-    monkeypatch.setattr(sources, "PIECE_CHARACTERS", 1 << 14)
+    monkeypatch.setattr(documents, "PIECE_CHARACTERS", 1 << 14)
     prepared(tmp_path / "pieces", [path], tokenizer)
     for name in ("train-00000.bin", "val-00000.bin", "train-documents.u64", "dataset.json"):
         whole, pieces = ((tmp_path / kind / name).read_bytes() for kind in ("whole", "pieces"))
@@ -352,10 +354,10 @@ def test_plain_text_in_pieces_loses_nothing(
     whole = [row for row in read_documents(path) if isinstance(row, Document)]
     joined: list[tuple[str, int]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "PIECE_CHARACTERS", 8)
+        patch.setattr(documents, "PIECE_CHARACTERS", 8)
         open_before = False
         for piece in sources.read_pieces(Source(path), DataConfig()):
-            assert isinstance(piece, sources.Piece)
+            assert isinstance(piece, documents.Piece)
             assert piece.starts is not open_before
             open_before = not piece.ends
             if piece.starts:

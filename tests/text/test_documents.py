@@ -19,8 +19,8 @@ from sparrowlm.text.documents import (
     Document,
     Rejected,
     find_inputs,
+    format_of,
     has_separator,
-    is_json_lines,
     read_documents,
 )
 
@@ -280,6 +280,9 @@ def test_find_inputs_says_what_is_wrong(tmp_path: Path) -> None:
         find_inputs([])
 
 
-def test_names_say_what_is_json_lines() -> None:
-    assert [name for name in ("a.jsonl", "a.JSONL.GZ", "a.b.ndjson.zst", "a.json", "a.txt.gz")
-            if is_json_lines(name)] == ["a.jsonl", "a.JSONL.GZ", "a.b.ndjson.zst"]  # fmt: skip
+def test_names_say_how_a_file_is_read() -> None:
+    names = ["a.jsonl", "a.JSONL.GZ", "a.b.ndjson.zst", "a.json", "a.csv.gz", "a.parquet", "a.h5",
+             "a.txt.gz", "a.py", "a"]  # fmt: skip
+    assert list(map(format_of, names)) == [
+        "lines", "lines", "lines", "array", "csv", "parquet", "tokens", "plain", "plain", "plain",
+    ]  # fmt: skip

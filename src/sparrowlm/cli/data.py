@@ -19,6 +19,7 @@ def prepare(
     *,
     tokenizer: str,
     out: Path,
+    mirror: str = "",
     text_key: str = "text",
     encoding: str = "utf-8",
     document_separator: str = "",
@@ -30,11 +31,13 @@ def prepare(
     """Turn text into tokens on disk, ready to train on.
 
     Args:
-        inputs: Files, folders or globs of text, .jsonl, .jsonl.gz or .jsonl.zst.
+        inputs: Files, folders or globs: text, .jsonl, .json, .csv, .parquet (.gz, .zst), tokens
+            in .h5; or hf:owner/name and modelscope:owner/name, perhaps with /a/file.
         tokenizer: A tokenizer's folder, or "bytes".
         out: The folder to write; it appears when it is whole.
-        text_key: Key of the text in a JSON row.
-        encoding: Of plain text files.
+        mirror: Another address of the hub, https://HOST; HF_ENDPOINT does the same.
+        text_key: Key of the text in a JSON row, or its column in a table.
+        encoding: Of plain text and .csv files.
         document_separator: A string that parts the documents of a plain file.
         split: Hold out by document hash, or the tail by position as nanoGPT does.
         val_fraction: Share held out.
@@ -49,6 +52,7 @@ def prepare(
     console = Console(highlight=False)
     chosen = byte_tokenizer() if tokenizer == "bytes" else load_tokenizer(tokenizer)
     config = DataConfig(
+        mirror=mirror,
         text_key=text_key,
         encoding=encoding,
         document_separator=document_separator,

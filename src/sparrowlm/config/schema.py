@@ -60,9 +60,10 @@ class TokenizerConfig:
 class DataConfig:
     """What is trained on."""
 
-    path: tuple[str, ...] = ()  # Text files, folders, globs; a prepared dataset; a train.bin folder
-    text_key: str = "text"  # Key of the text in a JSON row
-    encoding: str = "utf-8"  # Of plain text files
+    path: tuple[str, ...] = ()  # Files, folders, globs, hf:owner/name; one prepared dataset
+    mirror: str = ""  # Another address of the hub that hf: or modelscope: names, https://HOST
+    text_key: str = "text"  # Key of the text in a JSON row, or its column in a table
+    encoding: str = "utf-8"  # Of plain text and .csv files
     document_separator: str = ""  # A string that parts documents inside a plain file
     split: Literal["hash", "tail"] = "hash"  # By document hash, or the last part by position
     val_fraction: float = 0.1  # Share held out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from sparrowlm.data.reader import Reader
 from sparrowlm.data.shards import DTYPES, FACTS, FORMAT
 from sparrowlm.data.sources import Source
 from sparrowlm.data.split import ENDS, STARTS, Cut, Plan, Tally, decide, find_cut, line_end
+from sparrowlm.data.tokens import TokenPieces, are_tokens
 from sparrowlm.data.writer import Dealer, SplitWriter, Spool
 from sparrowlm.errors import DataError
 from sparrowlm.text.documents import END_OF_TEXT
@@ -38,8 +39,17 @@ def build(
     work: Path,
     config: DataConfig,
     progress: Progress | None,
+    told: Sequence[str] = (),
 ) -> tuple[dict[str, Any], Reader]:
     """Fill the folder `work` with a prepared dataset, manifest excepted.
+
+    Args:
+        sources: text, or token files.
+        tokenizer: makes the ids, or has made them.
+        work: an existing, empty folder.
+        config: how to read and split.
+        progress: told of bytes read.
+        told: notes to keep with the dataset.
 
     Returns:
         What `dataset.json` says, and what the reader met.
@@ -49,7 +59,7 @@ def build(
     """
     (work / "tokenizer").mkdir()
     tokenizer.save(work / "tokenizer")
-    reader = Reader(sources, config, work / REJECTED)
+    reader = Reader(sources, config, work / REJECTED, told=list(told))
     spool, tally = Spool(work, id_dtype(tokenizer)), Tally()
     encoder = Encoder(tokenizer, spool.shards.dtype, config.val_fraction)
     fill(spool, tally, reader, encoder, progress)
@@ -69,7 +79,9 @@ def fill(
     total = sum(source.path.stat().st_size for source in reader.sources)
     workers, apart = _workers(reader.config, total, encoder.tokenizer)
     folder = spool.shards.folder / "tokenizer" if apart else None
-    for encoded in encode_all(reader.loads(), encoder, workers, folder):
+    tokens = _tokens(reader, encoder)
+    found = tokens.batches() if tokens else encode_all(reader.loads(), encoder, workers, folder)
+    for encoded in found:
         spool.append(encoded.ids, encoded.table)
         tally.add(encoded.table)
         if progress is not None:
@@ -90,7 +102,10 @@ def finish(spool: Spool, tally: Tally, reader: Reader, encoder: Encoder) -> dict
     config, tokenizer = reader.config, encoder.tokenizer
     check_not_empty(tally, reader)
     plan = decide(tally, config, grouped=bool(reader.sources[0].group))
-    splits = _deal(spool, tally, plan, encoder, reader)
+    tokens = _tokens(reader, encoder)
+    if tokens is not None:
+        plan = plan._replace(at_line_end=False)
+    splits = _deal(spool, tally, plan, encoder, tokens or reader)
     facts = {
         "format": FORMAT,
         "dtype": encoder.dtype.name,
@@ -101,7 +116,7 @@ def finish(spool: Spool, tally: Tally, reader: Reader, encoder: Encoder) -> dict
         "split": {"rule": plan.rule, "val_fraction": config.val_fraction, "reason": plan.reason},
         "accepted": reader.accepted,
         "rejected": reader.rejected,
-        "notes": [*notes(plan, config, reader), *tokenizer.notes],
+        "notes": [*notes(plan, config, reader), *reader.told, *tokenizer.notes],
         "sources": [
             {"path": str(source.path), "bytes": source.path.stat().st_size}
             | ({"group": source.group} if source.group else {})
@@ -110,6 +125,13 @@ def finish(spool: Spool, tally: Tally, reader: Reader, encoder: Encoder) -> dict
     }
     files.write_json(spool.shards.folder / FACTS, facts)
     return facts
+
+
+def _tokens(reader: Reader, encoder: Encoder) -> TokenPieces | None:
+    """The sources as pieces of ids, where they hold ids."""
+    if not are_tokens(reader.sources):
+        return None
+    return TokenPieces(reader, encoder.tokenizer, encoder.dtype)
 
 
 def check_not_empty(tally: Tally, reader: Reader) -> None:
@@ -141,7 +163,7 @@ def notes(plan: Plan, config: DataConfig, reader: Reader) -> list[str]:
         "tail": f"held out: the last {share}, by position",
     }[plan.rule]
     if plan.reason:
-        told += f" at a line end, since {plan.reason}"
+        told += " at a line end" * plan.at_line_end + f", since {plan.reason}"
     found = [told]
     if reader.parted and not config.document_separator:
         found.append(f"{_some(reader.parted)}: a line of {END_OF_TEXT} ends a document")
@@ -171,7 +193,7 @@ def _workers(config: DataConfig, total: int, tokenizer: Tokenizer) -> tuple[int,
 
 
 def _deal(
-    spool: Spool, tally: Tally, plan: Plan, encoder: Encoder, reader: Reader
+    spool: Spool, tally: Tally, plan: Plan, encoder: Encoder, again: Reader | TokenPieces
 ) -> dict[str, dict[str, Any]]:
     """Spool to splits. Returns what `dataset.json` says of each."""
     folder, dtype = spool.shards.folder, spool.shards.dtype
@@ -184,7 +206,7 @@ def _deal(
         dealer.deal(table[: cut.piece], side=0)
         rest = cut.piece
         if cut.inside is not None:
-            _deal_in_two(dealer, int(table[rest]["tokens"]), cut, plan, encoder, reader)
+            _deal_in_two(dealer, int(table[rest]["tokens"]), cut, plan, encoder, again)
             rest += 1
         dealer.deal(table[rest:], side=1)
     else:
@@ -196,14 +218,19 @@ def _deal(
 
 
 def _deal_in_two(
-    dealer: Dealer, tokens: int, cut: Cut, plan: Plan, encoder: Encoder, reader: Reader
+    dealer: Dealer, tokens: int, cut: Cut, plan: Plan, encoder: Encoder, again: Reader | TokenPieces
 ) -> None:
-    """The piece that the cut lies in: its halves are read and encoded anew, and its `tokens` are
-    passed over."""
-    piece = piece_at(reader, cut.piece)
+    """The piece of `tokens` ids that the cut lies in. Text is read and encoded anew in halves;
+    tokens are cut as they are."""
+    ids = dealer.take(tokens)
+    if isinstance(again, TokenPieces):
+        for side, half in enumerate(again.halves(ids, cut.inside or 0)):
+            half[1]["flags"] = STARTS
+            dealer.give(side, *half)
+        return
+    piece = piece_at(again, cut.piece)
     at = cut_position(piece.text, cut, plan)
     head, tail = piece.text[:at], piece.text[at:]
-    dealer.take(tokens)
     dealer.give(0, *encoder.piece(head, STARTS * piece.starts | ENDS))
     dealer.give(1, *encoder.piece(tail, STARTS | ENDS * piece.ends))
 

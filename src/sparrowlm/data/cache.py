@@ -27,8 +27,10 @@ from sparrowlm.data.split import (
     decided,
     find_cut,
 )
+from sparrowlm.data.tokens import are_tokens
 from sparrowlm.data.writer import Spool
-from sparrowlm.text.documents import is_json_lines
+from sparrowlm.errors import ConfigError
+from sparrowlm.text.documents import format_of
 
 if TYPE_CHECKING:
     from sparrowlm.text.tokenizer import Tokenizer
@@ -49,8 +51,7 @@ def cache_key(sources: list[Source], config: DataConfig, tokenizer: TokenizerCon
     parts = {
         "format": FORMAT,
         "files": [
-            [content_hash(source.path), source.group, is_json_lines(source.path)]
-            for source in sources
+            [content_hash(source.path), source.group, format_of(source.path)] for source in sources
         ],
         "data": {name: getattr(config, name) for name in READING},
         "tokenizer": _tokenizer_key(tokenizer),
@@ -87,8 +88,18 @@ def tokenizer_for(
 
     Args:
         work: an existing folder for what is needed meanwhile; left as it was.
+
+    Raises:
+        ConfigError: it is to be learned, and the sources are tokens.
     """
     from sparrowlm.text.tokenizer import make_tokenizer
+
+    if are_tokens(sources) and tokenizer.kind in ("bpe", "chars"):
+        raise ConfigError(
+            f'is "{tokenizer.kind}", which is learned from text, and the data is tokens already',
+            where="tokenizer.kind",
+            fix='name the one that made them: "folder" with tokenizer.path, "gpt2" or "bytes"',
+        )
 
     def texts() -> Iterator[str]:
         if tokenizer.kind == "chars":

@@ -67,7 +67,7 @@ class Job:
 
     def sources(self) -> list[Source]:
         """The input's files, in the order of the dataset."""
-        return as_sources(self.inputs)
+        return as_sources(self.inputs, self.config.mirror)
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, from its folder."""

@@ -10,6 +10,7 @@ input changes what comes out or how much memory it takes. Free of torch.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ def prepare(
     the killed one left is removed.
 
     Args:
-        inputs: files, folders, globs, or sources with a group.
+        inputs: files, folders, globs, addresses of hubs, or sources with a group.
         tokenizer: makes the ids.
         out: the dataset's folder; must not exist.
         config: how to read and split; `config.path` is not looked at.
@@ -66,11 +67,13 @@ def prepare(
         RunError: `out` exists, or another process writes it.
     """
     check_share(config)
-    sources = as_sources(inputs)
+    passed_over: Counter[str] = Counter()
+    sources = as_sources(inputs, config.mirror, passed_over)
     with locked(out, wait=False):
         files.sweep(out.parent, out.name)
         with files.publish(out) as work:
-            facts, reader = build(sources, tokenizer, work, config, progress)
+            told = told_of(passed_over)
+            facts, reader = build(sources, tokenizer, work, config, progress, told)
     return Summary(
         folder=out,
         splits=facts["splits"],
@@ -108,7 +111,9 @@ def prepare_cached(
         DataError: as `prepare`.
     """
     check_share(config)
-    found = as_sources(sources if sources is not None else config.path)
+    passed_over: Counter[str] = Counter()
+    inputs = sources if sources is not None else config.path
+    found = as_sources(inputs, config.mirror, passed_over)
     folder = cache / cache_key(found, config, tokenizer_config)
     if is_whole(folder):
         return folder
@@ -120,5 +125,15 @@ def prepare_cached(
         files.sweep(cache, folder.name)
         with files.publish(folder) as work:
             tokenizer = tokenizer_for(found, config, tokenizer_config, work, progress)
-            build(found, tokenizer, work, config, progress)
+            build(found, tokenizer, work, config, progress, told_of(passed_over))
     return folder
+
+
+def told_of(passed_over: Counter[str]) -> list[str]:
+    """A note on what was left out of folders and repositories, where anything was.
+
+    >>> told_of(Counter({"hidden": 2, "binary": 1}))
+    ['passed over: 2 hidden, 1 binary']
+    """
+    kinds = ", ".join(f"{count} {kind}" for kind, count in passed_over.items())
+    return [f"passed over: {kinds}"] if kinds else []

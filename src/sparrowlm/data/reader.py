@@ -14,7 +14,7 @@ from sparrowlm.data.sources import Piece, Source, read_pieces
 from sparrowlm.data.split import ENDS, HELD_OUT, STARTS, UNDECIDED, falls_out, held_groups
 from sparrowlm.errors import DataError
 from sparrowlm.files import disk_faults
-from sparrowlm.text.documents import Rejected, is_json_lines
+from sparrowlm.text.documents import Rejected, format_of
 
 LOAD_CHARACTERS = 1 << 19
 LOAD_PIECES = 1 << 13
@@ -25,8 +25,8 @@ SHOWN = 20  # rejections kept in memory
 class Reader:
     """All sources as pieces of documents.
 
-    Accepted and rejected rows together are all rows: lines of JSON-lines files, documents of
-    plain ones.
+    Accepted and rejected rows together are all rows: rows of files that have
+    rows, documents of plain ones.
     """
 
     sources: list[Source]
@@ -43,6 +43,8 @@ class Reader:
     """Plain files in which a separator was found."""
     empty: list[str] = field(default_factory=list)
     """Files without a single row."""
+    told: list[str] = field(default_factory=list)
+    """Notes from before reading: what was passed over."""
 
     def pieces(self) -> Iterator[tuple[Source, Piece]]:
         """In the order of the sources.
@@ -52,7 +54,7 @@ class Reader:
         """
         for source in self.sources:
             rows = self.accepted + self.rejected
-            plain = not is_json_lines(source.path)
+            plain = format_of(source.path) == "plain"
             for piece in read_pieces(source, self.config, self._heard):
                 if isinstance(piece, Rejected):
                     self._reject(piece)

@@ -25,8 +25,9 @@ import zstandard
 
 from sparrowlm import files
 from sparrowlm.errors import DataError, RunError
-from sparrowlm.text.documents import is_json_lines, parse_row
+from sparrowlm.text.documents import format_of
 from sparrowlm.text.reading import read_blocks, split_lines
+from sparrowlm.text.rows import parse_row
 
 
 class Sampled(NamedTuple):
@@ -87,7 +88,7 @@ def sample(
 
 def _check(source: Path, out: Path) -> None:
     for path in (source, out):
-        if not is_json_lines(path):
+        if format_of(path) != "lines":
             raise DataError(
                 "is not named as JSON lines", where=str(path), fix=".jsonl, .jsonl.gz, .jsonl.zst"
             )

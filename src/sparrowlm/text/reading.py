@@ -104,10 +104,24 @@ def split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield last
 
 
-def decode_file(path: Path, encoding: str, on_read: OnRead = None) -> Iterator[str]:
-    r"""A plain file's text in pieces, without its byte order mark, `\r\n` as `\n`."""
+def decode_file(
+    path: Path, encoding: str, on_read: OnRead = None, errors: str = "strict"
+) -> Iterator[str]:
+    r"""A plain file's text in pieces, without its byte order mark, `\r\n` as `\n`.
+
+    Args:
+        path: perhaps compressed.
+        encoding: of the text.
+        on_read: told of bytes taken from the disk.
+        errors: "strict", or "surrogateescape" to let bytes that are no text pass as halves of
+            surrogate pairs, for a reader that rejects the row they are in.
+
+    Raises:
+        DataError: it cannot be read or is truncated; it has another encoding, or there is none
+            of this name.
+    """
     try:
-        decoder = codecs.getincrementaldecoder(encoding)()
+        decoder = codecs.getincrementaldecoder(encoding)(errors)
     except LookupError as fault:
         raise DataError(
             f'"{encoding}" is not an encoding', where="data.encoding", fix="such as utf-8, gb18030"
