@@ -32,6 +32,7 @@ SHAPES = {
     "relu, learned positions, normed heads": replace(QWEN3, mlp="relu", positions="learned"),
     "layer norm, rotary, large epsilon": replace(QWEN3, norm="layer", bias=True, norm_eps=0.1),
     "rms norm, large epsilon": replace(QWEN3, norm_eps=0.1),
+    "a bias in the head": replace(GPT2, tie_embeddings=False, head_bias=True),
 }
 
 

@@ -75,7 +75,13 @@ def test_every_variant_initializes_every_parameter() -> None:
     )
     for norm, positions, mlp, bias, tied in choices:
         config = replace(
-            SMALL, norm=norm, positions=positions, mlp=mlp, bias=bias, tie_embeddings=tied
+            SMALL,
+            norm=norm,
+            positions=positions,
+            mlp=mlp,
+            bias=bias,
+            tie_embeddings=tied,
+            head_bias=bias and not tied,
         )
         model = Transformer(resolve_model(config))
         for parameter in model.parameters():
