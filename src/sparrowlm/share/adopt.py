@@ -40,7 +40,12 @@ class Adopted(NamedTuple):
 
 
 def adopt(
-    path: Path, out: Path, asked: Asked = Asked(), *, tokenizer: str = "", meta: Path | None = None
+    path: Path,
+    out: Path,
+    asked: Asked | None = None,
+    *,
+    tokenizer: str = "",
+    meta: Path | None = None,
 ) -> Adopted:
     """Turn a checkpoint into a run that generates the same tokens.
 
@@ -60,7 +65,7 @@ def adopt(
     run = RunFolder(out)
     if run.exists:
         raise RunError("holds a run already", where=str(out), fix="choose another --out")
-    foreign = read_foreign(path, asked)
+    foreign = read_foreign(path, asked or Asked())
     vocabulary = _vocabulary(path, foreign.opened, tokenizer, meta)
     config = resolve_model(foreign.config, vocabulary.vocab_size if vocabulary else 0)
     weights = checked_weights(config, foreign.opened)

@@ -98,14 +98,14 @@ def read_huggingface(folder: Path) -> tuple[Opened, ModelConfig]:
 
 def refused(values: Values) -> list[str]:
     """The settings of any architecture that change what is computed and have no counterpart."""
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    layers = set(values.get("layer_types") or ()) - {"full_attention"}
+    ropes = [values.get("rope_parameters") or {}, values.get("rope_scaling") or {}, values]
+    kinds = {str(rope.get("rope_type", rope.get("type", "default"))) for rope in ropes}
+    scaled = ", ".join(sorted(kinds - {"default"}))
+    layers = ", ".join(sorted(set(values.get("layer_types") or ()) - {"full_attention"}))
     checks = {
-        f"rope_type {kind}": kind != "default",
-        "partial_rotary_factor": rope.get("partial_rotary_factor", 1) != 1
-        or values.get("partial_rotary_factor", 1) != 1,
-        f"layer_types {', '.join(sorted(layers))}": bool(layers),
+        f"rope_type {scaled}": bool(scaled),
+        "partial_rotary_factor": any(rope.get("partial_rotary_factor", 1) != 1 for rope in ropes),
+        f"layer_types {layers}": bool(layers),
         "sliding_window": bool(values.get("use_sliding_window")),
         "quantization_config": bool(values.get("quantization_config")),
     }

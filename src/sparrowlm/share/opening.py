@@ -113,9 +113,7 @@ def read_torch(path: Path) -> Any:
         except OSError as fault:
             raise DataError(f"cannot be read: {fault.strerror}", where=str(path)) from fault
         except Exception as fault:  # a broken file may break the loader anywhere
-            if name := re.search(
-                r"Unsupported (?:global|class):? ?(?:GLOBAL )?([\w.]+)", str(fault)
-            ):
+            if name := re.search(r"(?i)unsupported (?:global: )?GLOBAL ([\w.]+)", str(fault)):
                 raise _asks_to_run(name[1], path) from fault
             raise DataError(
                 "is not a whole checkpoint",
