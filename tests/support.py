@@ -30,6 +30,9 @@ TINY = ModelConfig(
     vocab_size=256, d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=64, max_seq_len=16
 )
 
+# Changes that make experts of it; with one a token, and few tokens, some expert is often idle.
+EXPERTS = {"n_experts": 4, "experts_per_token": 1, "d_ff": 32, "norm_topk_prob": False}
+
 
 def byte_dataset(folder: Path) -> Dataset:
     """`argparse`'s source as a headerless train.bin and val.bin of byte values."""

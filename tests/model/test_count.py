@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparrowlm.config import ModelConfig, resolve_model
 from sparrowlm.model.count import (
+    active_parameters,
     count_parameters,
     flops_per_token,
     layer_activations,
@@ -47,8 +48,11 @@ def test_every_variant_counts_what_the_model_holds() -> None:
         ["swiglu", "reglu", "gelu", "relu2"],
         [1, 4],
         *[[False, True]] * 3,
+        [0, 3],
     )
-    for norm, positions, mlp, n_kv_heads, qk_norm, bias, tied in choices:
+    for norm, positions, mlp, n_kv_heads, qk_norm, bias, tied, n_experts in choices:
+        if bias and n_experts:
+            continue
         config = resolve_model(
             ModelConfig(
                 vocab_size=31,
@@ -65,6 +69,7 @@ def test_every_variant_counts_what_the_model_holds() -> None:
                 bias=bias,
                 tie_embeddings=tied,
                 head_bias=bias and not tied,
+                n_experts=n_experts,
             )
         )
         with torch.device("meta"):
@@ -73,10 +78,20 @@ def test_every_variant_counts_what_the_model_holds() -> None:
         assert count_parameters(config).total == held, config
 
 
-def test_operations_against_torchs_counter() -> None:
+def test_active_parameters_leave_out_what_a_token_does_not_see() -> None:
+    config = replace(MINIMIND, n_experts=6, experts_per_token=2)
+    every, active = count_parameters(config), active_parameters(config)
+    idle = 4 * 3 * 512 * 1408 * config.n_layers
+    assert every.total - active.total == idle
+    assert active_parameters(MINIMIND) == count_parameters(MINIMIND)
+
+
+@pytest.mark.parametrize("n_experts", [0, 4])
+def test_operations_against_torchs_counter(n_experts: int) -> None:
     """A counter that sees the whole T x T of attention, where ours counts the causal half."""
     length = 16
-    config = resolve_model(replace(MINIMIND, n_layers=2, vocab_size=128, tie_embeddings=False))
+    config = replace(MINIMIND, n_layers=2, vocab_size=128, tie_embeddings=False)
+    config = resolve_model(replace(config, n_experts=n_experts))
     model = Transformer(config)
     model.init_weights(seed=0)
     tokens = torch.zeros(2, length, dtype=torch.int64)
@@ -102,6 +117,8 @@ VARIANTS = {
     "reglu": {"mlp": "reglu"},
     "gqa": {"n_kv_heads": 2},
     "dropout": {"dropout": 0.1},
+    "experts": {"n_experts": 4, "experts_per_token": 2},
+    "switch": {"n_experts": 8, "experts_per_token": 1, "norm_topk_prob": False, "mlp": "relu"},
 }
 
 

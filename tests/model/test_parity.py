@@ -26,6 +26,7 @@ LAYER_NAMES = {
     "attention.k": "self_attn.k_proj",
     "attention.v": "self_attn.v_proj",
     "attention.o": "self_attn.o_proj",
+    "mlp.router": "mlp.gate",
     "mlp.gate": "mlp.gate_proj",
     "mlp.up": "mlp.up_proj",
     "mlp.down": "mlp.down_proj",
@@ -56,6 +57,19 @@ def llama_weights(model: Transformer) -> dict[str, Tensor]:
             renamed[f"{top[owner]}.{kind}"] = value
     if "lm_head.weight" not in renamed:
         renamed["lm_head.weight"] = model.head_weight
+    return renamed
+
+
+def qwen3_moe_weights(model: Transformer) -> dict[str, Tensor]:
+    """The same with experts, of which transformers keeps gate and up as one."""
+    renamed = llama_weights(model)
+    for layer in range(model.config.n_layers):
+        prefix = f"model.layers.{layer}.mlp"
+        gate, up, down = (
+            renamed.pop(f"{prefix}.{part}_proj.weight") for part in ("gate", "up", "down")
+        )
+        renamed[f"{prefix}.experts.gate_up_proj"] = torch.cat((gate, up), 1)
+        renamed[f"{prefix}.experts.down_proj"] = down
     return renamed
 
 
@@ -155,6 +169,31 @@ def test_logits_against_transformers_llama(dtype: torch.dtype, bias: bool) -> No
     settings = {**llama_settings(config), "attention_bias": bias, "mlp_bias": bias}
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
     check(model, theirs, llama_weights(model))
+
+
+@dtypes
+@pytest.mark.parametrize(("per_token", "normalized"), [(1, False), (2, True), (3, False)])
+def test_logits_against_transformers_qwen3_moe(
+    dtype: torch.dtype, per_token: int, normalized: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(
+        BASE, n_experts=6, experts_per_token=per_token, norm_topk_prob=normalized, d_ff=32
+    )
+    settings = llama_settings(config) | {
+        "num_experts": config.n_experts,
+        "num_experts_per_tok": per_token,
+        "moe_intermediate_size": config.d_ff,
+        "norm_topk_prob": normalized,
+        "experts_implementation": "eager",  # the grouped kernel knows no float64
+    }
+    theirs = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**settings))
+    model = random_model(config, dtype)
+    for name, parameter in model.named_parameters():
+        if "router" in name:
+            parameter.data.mul_(8)  # odds so far apart that rounding chooses no other expert
+    if dtype == torch.float64:
+        monkeypatch.setattr(torch, "float", torch.float64)  # what their router casts its odds to
+    check(model, theirs, qwen3_moe_weights(model))
 
 
 @dtypes

@@ -28,7 +28,8 @@ GPT2 = replace(
     qk_norm=False,
     bias=True,
 )
-both = pytest.mark.parametrize("config", [SMALL, GPT2], ids=["qwen3", "gpt2"])
+MOE = replace(SMALL, n_experts=4, d_ff=32)
+shapes = pytest.mark.parametrize("config", [SMALL, GPT2, MOE], ids=["qwen3", "gpt2", "moe"])
 
 
 def make(config: ModelConfig, dtype: torch.dtype = torch.float64, **settings: bool) -> Transformer:
@@ -83,6 +84,7 @@ def test_every_variant_initializes_every_parameter() -> None:
             tie_embeddings=tied,
             head_bias=bias and not tied,
         )
+        config = replace(config, n_experts=0 if bias else 3)
         model = Transformer(resolve_model(config))
         for parameter in model.parameters():
             parameter.data.fill_(math.nan)
@@ -93,8 +95,8 @@ def test_every_variant_initializes_every_parameter() -> None:
 
 def test_a_parameter_without_a_rule_is_an_error() -> None:
     model = Transformer(resolve_model(SMALL))
-    model.router = nn.Linear(4, 4)
-    with pytest.raises(RuntimeError, match=r"router\.weight"):
+    model.extra = nn.Linear(4, 4)
+    with pytest.raises(RuntimeError, match=r"extra\.weight"):
         model.init_weights(seed=1)
 
 
@@ -116,7 +118,7 @@ def test_spread_of_the_weights() -> None:
     assert model.blocks[1].mlp.down.weight.std().item() == pytest.approx(0.01, rel=0.02)
 
 
-@both
+@shapes
 @pytest.mark.parametrize("splits", [(24,), (1,) * 24, (7, 1, 1, 9, 6)])
 def test_cached_decoding_equals_the_full_pass(config, splits) -> None:
     model, tokens = make(config), draw(3, 24)
@@ -128,7 +130,7 @@ def test_cached_decoding_equals_the_full_pass(config, splits) -> None:
     assert cache.lengths.tolist() == [24] * 3
 
 
-@both
+@shapes
 def test_padded_rows_of_different_lengths_equal_the_full_pass(config) -> None:
     model, tokens = make(config), draw(3, 24)
     cache = KVCache(model.config, slots=3, max_len=24, dtype=torch.float64)
@@ -196,7 +198,7 @@ def test_document_starts() -> None:
     assert document_starts(segments).tolist() == [[0, 0, 2, 2, 2, 5], [0, 1, 1, 3, 3, 3]]
 
 
-@both
+@shapes
 def test_packed_documents_equal_each_alone(config) -> None:
     model, tokens = make(config), draw(2, 20)
     lengths = [[6, 9, 5], [1, 15, 4]]
@@ -222,9 +224,10 @@ def test_dropout_acts_in_training_alone() -> None:
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("shape", [SMALL, MOE], ids=["qwen3", "moe"])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_checkpointing_changes_no_gradient(dropout: float) -> None:
-    tokens, config = draw(2, 20), replace(SMALL, dropout=dropout)
+def test_checkpointing_changes_no_gradient(shape: ModelConfig, dropout: float) -> None:
+    tokens, config = draw(2, 20), replace(shape, dropout=dropout)
     slopes = []
     for checkpointing in (False, True):
         model = make(config, activation_checkpointing=checkpointing).train()

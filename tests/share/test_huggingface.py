@@ -52,6 +52,17 @@ def qwen3(**settings: object) -> nn.Module:
     return random(transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**shape)))
 
 
+def qwen3_moe(**settings: object) -> nn.Module:
+    shape = COMMON | {
+        "head_dim": 16,
+        "moe_intermediate_size": 32,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+    }
+    config = transformers.Qwen3MoeConfig(**shape | settings)
+    return random(transformers.Qwen3MoeForCausalLM(config))
+
+
 def gpt2(**settings: object) -> nn.Module:
     return random(transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2 | settings)))
 
@@ -81,6 +92,10 @@ CASES = {
     "llama, biases in the mlp alone": lambda: llama(mlp_bias=True, head_dim=10),
     "qwen3": lambda: qwen3(),
     "qwen3, tied": lambda: qwen3(tie_word_embeddings=True),
+    "qwen3-moe": lambda: qwen3_moe(norm_topk_prob=True),
+    "qwen3-moe, plain odds, tied": lambda: qwen3_moe(
+        norm_topk_prob=False, tie_word_embeddings=True
+    ),
     "gpt2": lambda: gpt2(),
     "gpt2, exact gelu, narrow mlp": lambda: gpt2(activation_function="gelu", n_inner=72),
 }
@@ -99,6 +114,26 @@ def test_shards(tmp_path: Path) -> None:
     theirs = llama()
     theirs.save_pretrained(tmp_path / "folder", max_shard_size="60KB")
     assert len(list((tmp_path / "folder").glob("model-*.safetensors"))) > 2
+    adopt(tmp_path / "folder", tmp_path / "run")
+    check(tmp_path / "run", theirs)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_experts_one_by_one_and_stacked(tmp_path: Path, stacked: bool) -> None:
+    """Both ways in which releases of transformers have written them."""
+    theirs = qwen3_moe()
+    theirs.save_pretrained(tmp_path / "folder")
+    (tmp_path / "folder" / "model.safetensors").unlink()
+    state = theirs.state_dict()
+    for layer in range(3 * (not stacked)):
+        owner = f"model.layers.{layer}.mlp.experts"
+        gates, ups = state.pop(f"{owner}.gate_up_proj").chunk(2, 1)
+        downs = state.pop(f"{owner}.down_proj")
+        for number in range(5):
+            state[f"{owner}.{number}.gate_proj.weight"] = gates[number]
+            state[f"{owner}.{number}.up_proj.weight"] = ups[number]
+            state[f"{owner}.{number}.down_proj.weight"] = downs[number]
+    torch.save(state, tmp_path / "folder" / "pytorch_model.bin")
     adopt(tmp_path / "folder", tmp_path / "run")
     check(tmp_path / "run", theirs)
 
@@ -181,9 +216,9 @@ def test_a_folder_tells_its_own_shape(tmp_path: Path) -> None:
 
 
 def test_the_names_read_both_ways() -> None:
+    from sparrowlm.share.huggingface import EXPERTS, LLAMA
     from sparrowlm.share.huggingface import GPT2 as gpt2_names
-    from sparrowlm.share.huggingface import LLAMA
 
-    for names in (LLAMA, gpt2_names):
+    for names in (LLAMA, EXPERTS, gpt2_names):
         assert len(set(names.values())) == len(names)
         assert all(ours.count("{}") == theirs.count("{}") for ours, theirs in names.items())

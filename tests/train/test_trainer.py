@@ -14,7 +14,7 @@ from sparrowlm.errors import EnvironmentFault
 from sparrowlm.objectives.next_token import NextToken
 from sparrowlm.train.build import build, resolve_recipe
 from sparrowlm.train.sitting import snapshot
-from support import byte_dataset, cpu, tiny_recipe, with_model
+from support import EXPERTS, byte_dataset, cpu, tiny_recipe, with_model
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,10 @@ def trained(recipe, dataset, precision="float32", checkpoint=None):
     return parts, list(parts.trainer.run())
 
 
+@pytest.mark.parametrize("shape", [{}, EXPERTS], ids=["dense", "experts"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)])
-def test_accumulation_does_not_change_the_run(dataset, precision, tolerance):
-    recipe = tiny_recipe()
+def test_accumulation_does_not_change_the_run(dataset, precision, tolerance, shape):
+    recipe = with_model(tiny_recipe(), **shape)
     recipe = replace(recipe, optim=replace(recipe.optim, lr=1e-3))
     runs = [
         trained(
@@ -44,7 +45,9 @@ def test_accumulation_does_not_change_the_run(dataset, precision, tolerance):
         for one, other in zip(first.model.parameters(), parts.model.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
         for row, other in zip(first_rows, rows, strict=True):
-            assert row.metrics["loss"] == pytest.approx(other.metrics["loss"], rel=1e-5)
+            assert row.metrics.keys() == other.metrics.keys()
+            for name, pair in row.metrics.items():
+                assert pair == pytest.approx(other.metrics[name], rel=1e-5)
 
 
 def test_loss_falls(dataset):
@@ -54,9 +57,15 @@ def test_loss_falls(dataset):
     assert last < first - 1
 
 
-def test_resume_equals_no_interruption_at_every_step(dataset, tmp_path):
+@pytest.mark.parametrize(
+    "shape",
+    [{}, pytest.param(EXPERTS, marks=pytest.mark.slow)],
+    ids=["dense", "experts"],
+)
+def test_resume_equals_no_interruption_at_every_step(dataset, tmp_path, shape):
     """With Muon for the matrices and AdamW for the rest, so both optimizers' buffers count."""
-    recipe = with_model(tiny_recipe(steps=30, micro_batch_size=4, optimizer="muon"), dropout=0.1)
+    recipe = tiny_recipe(steps=30, micro_batch_size=4, optimizer="muon")
+    recipe = with_model(recipe, dropout=0.1, **shape)
     runtime = cpu()
     recipe = resolve_recipe(recipe, 256, runtime)
     straight = build(recipe, dataset, runtime)

@@ -22,6 +22,7 @@ def adopt(
     rope_theta: float = 0.0,
     norm_eps: float = 0.0,
     score_width: int = 0,
+    experts_per_token: int = 0,
 ) -> None:
     """Turn another project's checkpoint into a run that generates the same tokens.
 
@@ -40,12 +41,13 @@ def adopt(
         norm_eps: Epsilon of the norms, likewise.
         score_width: train-llm-from-scratch before April 2025 divided scores by the root of the
             whole width: give d_model.
+        experts_per_token: How many experts each token goes through, where the file does not tell.
     """
     from sparrowlm.config.units import show_count
     from sparrowlm.share.adopt import adopt as move_in
     from sparrowlm.share.foreign import Asked
 
-    asked = Asked(n_heads, max_seq_len, mlp, rope_theta, norm_eps, score_width)
+    asked = Asked(n_heads, max_seq_len, mlp, rope_theta, norm_eps, score_width, experts_per_token)
     done = move_in(path, out, asked, tokenizer=tokenizer, meta=meta)
     shape = done.config
     console = Console(highlight=False)

@@ -46,6 +46,7 @@ def resolve_model(config: ModelConfig, vocab_size: int = 0) -> ModelConfig:
         faults.append(f"model.dropout {config.dropout} is not in [0, 1)")
     if config.head_bias and config.tie_embeddings:
         faults.append("model.head_bias needs model.tie_embeddings = false")
+    faults += _expert_faults(config)
     table = config.vocab_size or vocab_size
     if table < 1:
         faults.append("model.vocab_size is 0, and no tokenizer says otherwise")
@@ -60,6 +61,25 @@ def resolve_model(config: ModelConfig, vocab_size: int = 0) -> ModelConfig:
         n_kv_heads=n_kv_heads,
         d_ff=config.d_ff or default_d_ff(config),
     )
+
+
+def _expert_faults(config: ModelConfig) -> list[str]:
+    """What is impossible in the settings of the experts."""
+    if not config.n_experts:
+        return []
+    if config.n_experts < 0:
+        return [f"model.n_experts is {config.n_experts}, and must not be below zero"]
+    faults = []
+    if not 1 <= config.experts_per_token <= config.n_experts:
+        faults.append(
+            f"model.experts_per_token {config.experts_per_token} is not in 1 to model.n_experts"
+            f" {config.n_experts}"
+        )
+    if config.balance_weight < 0:
+        faults.append(f"model.balance_weight {config.balance_weight} is below zero")
+    if config.bias:
+        faults.append("model.bias is set, and experts have no biases: unset it or model.n_experts")
+    return faults
 
 
 def default_d_ff(config: ModelConfig) -> int:

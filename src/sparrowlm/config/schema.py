@@ -40,6 +40,10 @@ class ModelConfig:
     rope_theta: float = 10000.0  # Base of the rotary frequencies
     norm_eps: float = 1e-6  # Added to the variance in every norm
     dropout: float = 0.0  # On embeddings, attention weights and each residual branch
+    n_experts: int = 0  # MLPs of width d_ff for a router to choose from in every block; 0: one
+    experts_per_token: int = 2  # How many of them each token goes through
+    norm_topk_prob: bool = True  # Scale their weights to add up to 1 (one expert then has weight 1)
+    balance_weight: float = 0.001  # Of the experts' balance in the loss
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ F MLP width, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,6 +27,8 @@ from sparrowlm.config.schema import GATED
 from sparrowlm.errors import UserError
 from sparrowlm.model.attention import cached_attention
 from sparrowlm.model.cache import KVCache, Window
+from sparrowlm.model.mlp import Mlp
+from sparrowlm.model.moe import Experts
 from sparrowlm.model.transformer import Block, Output, Transformer, rotary_angles, rotate
 
 _BENDS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -62,9 +65,8 @@ class Layer(NamedTuple):
     head_norms: Tensor | None
     """(N + K, H): what queries and keys are multiplied by after their norm."""
     o: Product
-    wide: Product
-    """D to F, or to 2F where one half gates the other."""
-    down: Product
+    mlp: tuple[Product, Product] | Experts
+    """D to F, or to 2F where one half gates the other, and F to D; or experts."""
 
 
 class Decoder:
@@ -156,7 +158,7 @@ class Decoder:
             keys, values = cache.append(index, k, v, window)
             mixed = cached_attention(q, keys, values, window.mask)  # (B, T, N, H)
             x = x + layer.o(mixed.reshape(len(x), -1))
-            x = x + layer.down(self._bent(layer.wide(self._normed(x))))
+            x = x + self._mlp(layer.mlp, self._normed(x))
         weight, bias = self.norm
         x = self._normed(x) * weight
         return (x if bias is None else x + bias).view(*tokens.shape, -1)
@@ -179,6 +181,14 @@ class Decoder:
         q, k = turned.to(v.dtype).split((n_heads, n_kv_heads), dim=-2)
         return q, k, v
 
+    def _mlp(self, mlp: tuple[Product, Product] | Experts, x: Tensor) -> Tensor:
+        """(BT, D) of x (BT, D)."""
+        if isinstance(mlp, Experts):
+            _, weights, chosen = mlp.route(x)
+            return mlp.mix(x, weights, chosen)
+        wide, down = mlp
+        return down(self._bent(wide(x)))
+
     def _bent(self, x: Tensor) -> Tensor:
         """(BT, F) of what comes up from the stream, (BT, F or 2F)."""
         if not self.gated:
@@ -194,21 +204,32 @@ class Decoder:
 
     def _layer(self, block: Block) -> Layer:
         """A block's weights, fused."""
-        attention, mlp, config = block.attention, block.mlp, self.config
+        attention, config = block.attention, self.config
         head_norms = None
         if attention.q_norm is not None and attention.k_norm is not None:
             queries, _ = _norm_weights(attention.q_norm, self.embed.dtype)
             keys, _ = _norm_weights(attention.k_norm, self.embed.dtype)
             every = [queries] * config.n_heads + [keys] * config.n_kv_heads
             head_norms = torch.stack(every)
-        gate = [mlp.gate] if config.mlp in GATED else []
         return Layer(
             qkv=self._fuse([attention.q, attention.k, attention.v], block.attention_norm),
             head_norms=head_norms,
             o=self._fuse([attention.o]),
-            wide=self._fuse([*gate, mlp.up], block.mlp_norm),
-            down=self._fuse([mlp.down]),
+            mlp=self._fused_mlp(block.mlp, block.mlp_norm),
         )
+
+    def _fused_mlp(self, mlp: Mlp | Experts, norm: nn.Module) -> tuple[Product, Product] | Experts:
+        """An MLP as two products, or experts that hold the norm before them."""
+        if isinstance(mlp, Mlp):
+            gate = [mlp.gate] if self.config.mlp in GATED else []
+            return self._fuse([*gate, mlp.up], norm), self._fuse([mlp.down])
+        scale, _ = _norm_weights(norm, self.embed.dtype)
+        folded = copy.deepcopy(mlp).to(self.embed.dtype).requires_grad_(False)
+        for name, weight in folded.named_parameters():
+            if not name.startswith("down"):
+                weight.mul_(scale)
+        folded.to(self.dtype).router.to(self.embed.dtype)
+        return folded
 
     def _fuse(self, layers: Sequence[nn.Linear], norm: nn.Module | None = None) -> Product:
         """Several layers of one input as one product. A norm g u + b before it is folded in:

@@ -23,15 +23,21 @@ class Parameters(NamedTuple):
     mlp: int
     norms: int
     head: int
+    router: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
         return sum(self)
 
+    @property
+    def matrices(self) -> int:
+        """Those inside the blocks that Muon steps."""
+        return self.attention + self.mlp + self.router
+
 
 def count_parameters(config: ModelConfig) -> Parameters:
-    """The parameters of a resolved shape.
+    """The parameters of a resolved shape; those of all experts count.
 
     >>> minimind = ModelConfig(6400, 512, 8, 16, 8, d_ff=1408, max_seq_len=512, qk_norm=False)
     >>> count_parameters(resolve_model(minimind)).total
@@ -50,10 +56,24 @@ def count_parameters(config: ModelConfig) -> Parameters:
         embedding=config.vocab_size * width,
         positions=config.max_seq_len * width if config.positions == "learned" else 0,
         attention=layers * attention,
-        mlp=layers * mlp,
+        mlp=layers * mlp * max(1, config.n_experts),
         norms=layers * (2 * norm + heads) + norm,
         head=0 if config.tie_embeddings else config.vocab_size * (width + config.head_bias),
+        router=layers * width * config.n_experts,
     )
+
+
+def active_parameters(config: ModelConfig) -> Parameters:
+    """The parameters that a token goes through: of the experts, those it is routed to.
+
+    >>> minimind = ModelConfig(6400, 768, 8, 8, 4, d_ff=2432, n_experts=4, experts_per_token=1)
+    >>> active_parameters(resolve_model(minimind)).total
+    63936768
+    """
+    counted = count_parameters(config)
+    if not config.n_experts:
+        return counted
+    return counted._replace(mlp=counted.mlp // config.n_experts * config.experts_per_token)
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:
@@ -61,10 +81,10 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     backward (Chowdhery et al. 2022, appendix B).
 
     A weight costs two operations forward, the head's too, tied or not; looking a row up costs
-    none. Attention is counted where it is causal: half of the T x T products.
+    none. Of experts the chosen ones count. Attention is counted where it is causal: half of the
+    T x T products.
     """
-    counted = count_parameters(config)
-    weights = counted.attention + counted.mlp + config.vocab_size * config.d_model
+    weights = active_parameters(config).matrices + config.vocab_size * config.d_model
     queries = config.n_heads * config.head_dim
     scores = config.n_layers * 2 * queries * seq_len / 2  # products, of scores and of values
     return 6 * (weights + scores)
@@ -109,8 +129,7 @@ def training_memory(
         device: its type; on a CPU attention may keep its weights (`model.attention`).
     """
     counted = count_parameters(config)
-    matrices = counted.attention + counted.mlp
-    states = 2 * counted.total - (matrices if optimizer == "muon" else 0)
+    states = 2 * counted.total - (counted.matrices if optimizer == "muon" else 0)
     tokens, layer = rows * seq_len, layer_activations(config, seq_len, device)
     kept = config.n_layers * config.d_model + layer if checkpointing else config.n_layers * layer
     return Memory(
@@ -137,6 +156,9 @@ def layer_activations(config: ModelConfig, seq_len: int, device: str = "cuda") -
     attention = (queries + keys) * (3 if config.qk_norm else 2)
     # gate, its bend, up and their product; or up and its bend.
     mlp = inner * {"swiglu": 4, "reglu": 3, "relu": 1}.get(config.mlp, 2)
+    if config.n_experts:
+        # A token's copies on their way in and back; the odds, and what the balance keeps.
+        mlp = config.experts_per_token * (mlp + 2 * width) + 4 * config.n_experts
     if config.dropout:
         return norms + attention + mlp + 2 * width + 3 * config.n_heads * seq_len
     if suits_blocks(device, seq_len):

@@ -102,7 +102,7 @@ class _SummedNll(torch.autograd.Function):
         bias: Tensor | None,
     ) -> Tensor:
         wants_hidden, wants_weight, *_, wants_bias = ctx.needs_input_grad
-        narrow, wide = _product_dtype(hidden), torch.promote_types(hidden.dtype, torch.float32)
+        narrow, wide = product_dtype(hidden), torch.promote_types(hidden.dtype, torch.float32)
         rows, table = hidden.to(narrow), weight.to(narrow)
         size = min(chunk_rows(len(table)), len(rows))
         # Taken once: on a CPU, fresh memory of this size costs as much as writing it.
@@ -147,7 +147,7 @@ class _SummedNll(torch.autograd.Function):
         return hidden, weight, None, None, bias
 
 
-def _product_dtype(hidden: Tensor) -> torch.dtype:
+def product_dtype(hidden: Tensor) -> torch.dtype:
     """What autocast would multiply in; a custom function has to ask."""
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, assert_never
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sparrowlm.config import ModelConfig
-from sparrowlm.config.schema import GATED
-from sparrowlm.config.schema import Mlp as MlpKind
 from sparrowlm.errors import UserError
 from sparrowlm.model.attention import cached_attention, causal_attention
 from sparrowlm.model.cache import KVCache, Window
+from sparrowlm.model.mlp import Mlp
+from sparrowlm.model.moe import Experts, Routing, mean_routing
 from sparrowlm.model.norm import RMSNorm, make_norm
 from sparrowlm.model.rotary import rotary_angles, rotate
 
@@ -37,8 +37,8 @@ class Output(NamedTuple):
 
     hidden: Tensor
     """(B, T, D), after the last norm."""
-    router: Tensor | None = None
-    """Balance terms of the experts; None without experts."""
+    router: Routing | None = None
+    """How the experts share the tokens, as the mean over layers; None without experts."""
 
 
 class Place(NamedTuple):
@@ -48,6 +48,8 @@ class Place(NamedTuple):
     """Cosines and sines, each (B or 1, T, 1, H)."""
     starts: Tensor | None
     """(B, T) where in its row each position's document begins; None: a row is one document."""
+    real: Tensor | None
+    """(B, T) False on padding; None: there is none."""
     cache: KVCache | None
     window: Window | None
     """Where the tokens stand in the cache."""
@@ -119,14 +121,16 @@ class Transformer(nn.Module):
         if self.config.positions == "learned":
             x = x + self.positions(positions.clamp(max=self.config.max_seq_len - 1))
         x = F.dropout(x, self.config.dropout, self.training)
+        routings: list[Routing] = []
         for block in self.blocks:
             if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, place, use_reentrant=False)
+                x, *routed = checkpoint(block, x, place, use_reentrant=False)
             else:
-                x = block(x, place)
+                x, *routed = block(x, place)
+            routings += routed
         if cache is not None:
             cache.advance(tokens.shape[1], counts)
-        return Output(self.norm(x))
+        return Output(self.norm(x), mean_routing(routings))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., V) of hidden (..., D); for inference. Training goes through `model.head`, which
@@ -142,7 +146,7 @@ class Transformer(nn.Module):
     ) -> tuple[Place, Tensor]:
         """What every layer needs to know of the positions, and the positions (B or 1, T)."""
         config, length = self.config, tokens.shape[1]
-        window, starts = None, None
+        window, starts, real = None, None, None
         if cache is not None:
             window = cache.window(length, counts)
             positions, last = window.positions, window.span
@@ -150,7 +154,7 @@ class Transformer(nn.Module):
             positions, last = torch.arange(length, device=tokens.device)[None], length
         if segments is not None:
             starts = document_starts(segments)
-            positions = positions - starts
+            positions, real = positions - starts, segments >= 0
         if last > config.max_seq_len:
             raise UserError(
                 f"{last} positions are more than the model's {config.max_seq_len}",
@@ -161,7 +165,7 @@ class Transformer(nn.Module):
         if config.positions == "rope":
             wide = torch.promote_types(self.embed.weight.dtype, torch.float32)
             rotary = rotary_angles(positions, config.head_dim, config.rope_theta, wide)
-        return Place(rotary, starts, cache, window), positions
+        return Place(rotary, starts, real, cache, window), positions
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -189,14 +193,14 @@ class Transformer(nn.Module):
                 _normal(parameter, logits_std, generator)
             elif owner in ("o", "down"):
                 _normal(parameter, residual_std, generator)
-            elif owner in ("embed", "positions", "q", "k", "v", "gate", "up"):
+            elif owner in ("embed", "positions", "q", "k", "v", "gate", "up", "router"):
                 _normal(parameter, 0.02, generator)
             else:
                 raise RuntimeError(f"no rule initializes {name}")
 
 
 class Block(nn.Module):
-    """Attention, then the MLP, each behind a norm and added to the residual stream."""
+    """Attention, then the MLP or experts, each behind a norm and added to the residual stream."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -204,12 +208,15 @@ class Block(nn.Module):
         self.attention_norm = make_norm(config, config.d_model)
         self.attention = Attention(config, layer)
         self.mlp_norm = make_norm(config, config.d_model)
-        self.mlp = Mlp(config)
+        self.mlp = Experts(config) if config.n_experts else Mlp(config)
 
-    def forward(self, x: Tensor, place: Place) -> Tensor:
-        """(B, T, D) to (B, T, D)."""
+    def forward(self, x: Tensor, place: Place) -> tuple[Tensor] | tuple[Tensor, Routing]:
+        """(B, T, D) to (B, T, D); with experts, their routing too."""
         x = x + self._drop(self.attention(self.attention_norm(x), place))
-        return x + self._drop(self.mlp(self.mlp_norm(x)))
+        if isinstance(self.mlp, Mlp):
+            return (x + self._drop(self.mlp(self.mlp_norm(x))),)
+        mixed, routing = self.mlp(self.mlp_norm(x), place.real)
+        return x + self._drop(mixed), routing
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
@@ -249,38 +256,6 @@ class Attention(nn.Module):
             dropout = self.dropout if self.training else 0.0
             mixed = causal_attention(q, k, v, starts=place.starts, dropout=dropout)
         return self.o(mixed.flatten(-2))  # (B, T, N, H) to (B, T, D)
-
-
-class Mlp(nn.Module):
-    """Two products with a bend between them, or three where one gates the other (Shazeer 2020)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.kind: MlpKind = config.mlp
-        if config.mlp in GATED:
-            self.gate = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) to (B, T, D), by way of (B, T, F)."""
-        up = self.up(x)
-        match self.kind:
-            case "swiglu":
-                inner = F.silu(self.gate(x)) * up
-            case "reglu":
-                inner = F.relu(self.gate(x)) * up
-            case "gelu":
-                inner = F.gelu(up)
-            case "gelu_tanh":
-                inner = F.gelu(up, approximate="tanh")
-            case "relu":
-                inner = F.relu(up)
-            case "relu2":
-                inner = F.relu(up).square()
-            case never:
-                assert_never(never)
-        return self.down(inner)
 
 
 def document_starts(segments: Tensor) -> Tensor:

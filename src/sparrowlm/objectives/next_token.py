@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparrowlm.batch import Batch, Loss, Objective
 from sparrowlm.model.head import summed_nll
+from sparrowlm.objectives.balance import balanced
 
 
 class NextToken(Objective):
@@ -31,9 +32,9 @@ class NextToken(Objective):
         return batch.mask.sum()
 
     def forward(self, model: nn.Module, batch: Batch) -> Loss:
-        """The summed nats. `metrics["loss"]` is (nats, tokens), and `metrics["bits_per_byte"]`
-        (bits, bytes of the counted targets)."""
-        hidden = model(batch.tokens, batch.segments).hidden  # (B, T, D)
+        """The summed nats, and the experts' balance. `metrics["loss"]` is (nats, tokens), and
+        `metrics["bits_per_byte"]` (bits, bytes of the counted targets)."""
+        hidden, routing = model(batch.tokens, batch.segments)  # (B, T, D)
         weight = cast(Tensor, model.head_weight)  # (V, D)
         bias = cast(Tensor | None, model.head_bias)  # (V,)
         total = summed_nll(
@@ -44,4 +45,4 @@ class NextToken(Objective):
         if self.byte_lengths is not None:
             size = (self.byte_lengths[batch.targets] * batch.mask).sum()
             metrics["bits_per_byte"] = torch.stack((nats / math.log(2), size.to(nats.dtype)))
-        return Loss(total, metrics)
+        return balanced(Loss(total, metrics), routing, batch.mask)

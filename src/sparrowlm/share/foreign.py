@@ -21,8 +21,8 @@ from sparrowlm.config.schema import Mlp
 from sparrowlm.errors import ConfigError, DataError
 from sparrowlm.share.huggingface import (
     GPT2,
-    LLAMA,
     gpt2_tensors,
+    llama_tensors,
     read_huggingface,
     zero_biases,
 )
@@ -72,6 +72,7 @@ class Asked:
     rope_theta: float = 0.0
     norm_eps: float = 0.0
     score_width: int = 0
+    experts_per_token: int = 0
 
 
 class Foreign(NamedTuple):
@@ -166,7 +167,7 @@ def read_nanogpt(opened: Opened, asked: Asked) -> ModelConfig:
 def read_minimind(opened: Opened, asked: Asked) -> ModelConfig:
     """A Qwen3 (minimind-3) or a Llama (those before), whose file holds weights alone."""
     n_layers = block_count(opened.tensors, "model.layers.")
-    opened.tensors = rename(opened.tensors, LLAMA, str(opened.path))
+    opened.tensors = llama_tensors(opened)
     vocab_size, width = opened.shape("embed.weight")
     qk_norm = "blocks.0.attention.q_norm.weight" in opened.tensors
     queries = opened.shape("blocks.0.attention.q.weight")[0]
@@ -181,6 +182,11 @@ def read_minimind(opened: Opened, asked: Asked) -> ModelConfig:
     if not asked.rope_theta:
         opened.notes.append("taken with a rotary base of 1e6, as minimind's (--rope-theta)")
     head_dim = max(1, queries // n_heads)
+    router = opened.tensors.get("blocks.0.mlp.router.weight")
+    if router is not None and not asked.experts_per_token:
+        opened.notes.append(
+            "taken with one expert for a token, as minimind's (--experts-per-token)"
+        )
     return ModelConfig(
         vocab_size=vocab_size,
         d_model=width,
@@ -188,11 +194,13 @@ def read_minimind(opened: Opened, asked: Asked) -> ModelConfig:
         n_heads=n_heads,
         n_kv_heads=keys // head_dim,
         head_dim=head_dim,
-        d_ff=opened.shape("blocks.0.mlp.gate.weight")[0],
+        d_ff=opened.shape("blocks.0.mlp.gate.weight")[-2],  # (F, D), or (E, F, D) of experts
         max_seq_len=max_seq_len,
         qk_norm=qk_norm,
         tie_embeddings=tie(opened),
         rope_theta=theta,
+        n_experts=0 if router is None else len(router),
+        experts_per_token=asked.experts_per_token or 1,
         # minimind-3 changed it together with adding the norms of queries and keys.
         norm_eps=asked.norm_eps or (1e-6 if qk_norm else 1e-5),
     )
@@ -274,7 +282,7 @@ READERS = (
         "minimind",
         "model.layers.0.self_attn.q_proj.weight",
         read_minimind,
-        ("n_heads", "max_seq_len", "rope_theta", "norm_eps"),
+        ("n_heads", "max_seq_len", "rope_theta", "norm_eps", "experts_per_token"),
     ),
     Reader(
         "llama2.c",

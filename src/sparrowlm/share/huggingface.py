@@ -37,6 +37,13 @@ LLAMA = {
     "norm": "model.norm",
     "head": "lm_head",
 }
+# Qwen3-MoE, once `stack_experts` has made one tensor of the experts' own.
+EXPERTS = LLAMA | {
+    "blocks.{}.mlp.router": "model.layers.{}.mlp.gate",
+    "blocks.{}.mlp.gate": "model.layers.{}.mlp.experts.gate_proj",
+    "blocks.{}.mlp.up": "model.layers.{}.mlp.experts.up_proj",
+    "blocks.{}.mlp.down": "model.layers.{}.mlp.experts.down_proj",
+}
 # GPT-2; nanoGPT took the same names. `c_attn` is queries, keys and values in one: `split_heads`.
 GPT2 = {
     "embed": "transformer.wte",
@@ -88,7 +95,7 @@ def read_huggingface(folder: Path) -> tuple[Opened, ModelConfig]:
     if kind == "gpt2":
         opened.tensors = rename(gpt2_tensors(opened.tensors), GPT2, str(folder))
     else:
-        opened.tensors = rename(opened.tensors, LLAMA, str(folder))
+        opened.tensors = llama_tensors(opened)
         if config.bias and not values.get("attention_bias"):
             opened.tensors |= zero_biases(opened.tensors, r"attention\.[qkvo]")
         if config.bias and not values.get("mlp_bias"):
@@ -128,9 +135,19 @@ def _gpt2_refused(values: Values) -> list[str]:
     return [name for name, asked in checks.items() if asked]
 
 
+def _moe_refused(values: Values) -> list[str]:
+    checks = {
+        "decoder_sparse_step": values.get("decoder_sparse_step", 1) != 1,
+        "mlp_only_layers": bool(values.get("mlp_only_layers")),
+        "attention_bias": bool(values.get("attention_bias")),
+    }
+    return [*_llama_refused(values), *(name for name, asked in checks.items() if asked)]
+
+
 REFUSED: dict[str, Callable[[Values], list[str]]] = {
     "llama": _llama_refused,
     "qwen3": _llama_refused,
+    "qwen3_moe": _moe_refused,
     "gpt2": _gpt2_refused,
 }
 
@@ -163,6 +180,18 @@ def qwen3_shape(values: Values) -> ModelConfig:
     return replace(shape, qk_norm=True)
 
 
+def qwen3_moe_shape(values: Values) -> ModelConfig:
+    """Of a Qwen3-MoE's `config.json`: a Qwen3 with experts in every block."""
+    return replace(
+        qwen3_shape(values),
+        d_ff=values["moe_intermediate_size"],
+        n_experts=values.get("num_experts") or values["num_local_experts"],
+        experts_per_token=values["num_experts_per_tok"],
+        norm_topk_prob=values.get("norm_topk_prob", False),
+        balance_weight=values.get("router_aux_loss_coef", 0.001),
+    )
+
+
 def gpt2_shape(values: Values) -> ModelConfig:
     """Of a GPT-2's `config.json`."""
     return ModelConfig(
@@ -185,6 +214,7 @@ def gpt2_shape(values: Values) -> ModelConfig:
 SHAPES: dict[str, Callable[[Values], ModelConfig]] = {
     "llama": llama_shape,
     "qwen3": qwen3_shape,
+    "qwen3_moe": qwen3_moe_shape,
     "gpt2": gpt2_shape,
 }
 
@@ -193,6 +223,35 @@ def rope_theta(values: Values) -> float:
     """The rotary base, in the spelling of transformers 5 (`rope_parameters`) or of those before."""
     newer = values.get("rope_parameters") or {}
     return float(newer.get("rope_theta") or values.get("rope_theta") or 10000.0)
+
+
+def llama_tensors(opened: Opened) -> Tensors:
+    """The tensors of a file with Llama's names under ours, with experts or without."""
+    experts = any(".mlp.experts." in name for name in opened.tensors)
+    names = EXPERTS if experts else LLAMA
+    return rename(stack_experts(opened.tensors), names, str(opened.path))
+
+
+def stack_experts(tensors: Tensors) -> Tensors:
+    """Experts as one tensor (E, rows, columns) for each product, whether a file holds them one by
+    one (`experts.3.up_proj.weight`) or stacked with gate and up in one (`experts.gate_up_proj`)."""
+    plain: Tensors = {}
+    parts: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if match := re.fullmatch(r"(.*\.mlp\.experts)\.(\d+)\.(\w+_proj)\.weight", name):
+            owner, number, part = match.groups()
+            parts.setdefault(f"{owner}.{part}.weight", {})[int(number)] = tensor
+        elif name.endswith(".mlp.experts.gate_up_proj"):
+            owner = name.removesuffix("gate_up_proj")
+            gate, up = tensor.chunk(2, dim=1)
+            plain |= {f"{owner}gate_proj.weight": gate, f"{owner}up_proj.weight": up}
+        elif name.endswith(".mlp.experts.down_proj"):
+            plain[f"{name}.weight"] = tensor
+        else:
+            plain[name] = tensor
+    for name, experts in parts.items():
+        plain[name] = torch.stack([experts[number] for number in sorted(experts)])
+    return plain
 
 
 def gpt2_tensors(tensors: Tensors, *, conv1d: bool = True) -> Tensors:
