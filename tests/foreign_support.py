@@ -75,7 +75,15 @@ def neighbor_turned(x: Tensor, theta: float) -> Tensor:
     return torch.view_as_real(numbers * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
 
 
-def minimind(w: Tensors, ids: Tensor, head_dim: int, *, eps: float, theta: float = 1e6) -> Tensor:
+def minimind(
+    w: Tensors,
+    ids: Tensor,
+    head_dim: int,
+    *,
+    eps: float,
+    theta: float = 1e6,
+    per_token: int = 1,
+) -> Tensor:
     """(T, V) logits of ids (T,): heads share keys, and norm queries and keys where the file has
     weights for that."""
     x = w["model.embed_tokens.weight"][ids]
@@ -100,9 +108,25 @@ def minimind(w: Tensors, ids: Tensor, head_dim: int, *, eps: float, theta: float
         ]
         x = x + linear(torch.cat(mixed, -1), w, f"{h}.self_attn.o_proj")
         y = rms(x, w[f"{h}.post_attention_layernorm.weight"], eps)
-        gate = F.silu(linear(y, w, f"{h}.mlp.gate_proj"))
-        x = x + linear(gate * linear(y, w, f"{h}.mlp.up_proj"), w, f"{h}.mlp.down_proj")
+        x = x + minimind_mlp(y, w, f"{h}.mlp", per_token)
     return linear(rms(x, w["model.norm.weight"], eps), w, "lm_head")
+
+
+def minimind_mlp(y: Tensor, w: Tensors, name: str, per_token: int) -> Tensor:
+    """(T, D): one MLP, or each token's likeliest experts by their share of each other's odds."""
+
+    def one(x: Tensor, owner: str) -> Tensor:
+        gate = F.silu(linear(x, w, f"{owner}.gate_proj"))
+        return linear(gate * linear(x, w, f"{owner}.up_proj"), w, f"{owner}.down_proj")
+
+    if f"{name}.gate.weight" not in w:
+        return one(y, name)
+    rows = []
+    for token, odds in zip(y, linear(y, w, f"{name}.gate").softmax(-1), strict=True):
+        chosen = odds.argsort(descending=True)[:per_token].tolist()
+        mixed = [odds[number] * one(token, f"{name}.experts.{number}") for number in chosen]
+        rows.append(torch.stack(mixed).sum(0) / odds[chosen].sum())
+    return torch.stack(rows)
 
 
 def llama2c(w: Tensors, ids: Tensor, n_heads: int) -> Tensor:
@@ -200,7 +224,9 @@ def nanogpt_weights(*, bias: bool = True) -> Tensors:
     return make.tensors
 
 
-def minimind_weights(*, qk_norm: bool, head_dim: int, n_heads: int = 8, n_kv: int = 4) -> Tensors:
+def minimind_weights(
+    *, qk_norm: bool, head_dim: int, n_heads: int = 8, n_kv: int = 4, experts: int = 0
+) -> Tensors:
     """Tied, in half precision as its trainers save."""
     make, inner = Maker(), 40
     make("model.embed_tokens.weight", V, D)
@@ -215,9 +241,12 @@ def minimind_weights(*, qk_norm: bool, head_dim: int, n_heads: int = 8, n_kv: in
             make.norm(f"{h}.self_attn.q_norm", head_dim)
             make.norm(f"{h}.self_attn.k_norm", head_dim)
         make.norm(f"{h}.post_attention_layernorm", D)
-        make.linear(f"{h}.mlp.gate_proj", inner, D)
-        make.linear(f"{h}.mlp.up_proj", inner, D)
-        make.linear(f"{h}.mlp.down_proj", D, inner)
+        if experts:
+            make.linear(f"{h}.mlp.gate", experts, D)
+        for owner in [f"mlp.experts.{number}" for number in range(experts)] or ["mlp"]:
+            make.linear(f"{h}.{owner}.gate_proj", inner, D)
+            make.linear(f"{h}.{owner}.up_proj", inner, D)
+            make.linear(f"{h}.{owner}.down_proj", D, inner)
     make.norm("model.norm", D)
     make.tensors["lm_head.weight"] = make.tensors["model.embed_tokens.weight"]
     return {name: value.half() for name, value in make.tensors.items()}

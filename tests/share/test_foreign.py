@@ -124,6 +124,18 @@ def test_minimind_before(tmp_path: Path, n_heads: int) -> None:
     check(tmp_path / "run", forward)
 
 
+@pytest.mark.parametrize("per_token", [0, 2])
+def test_minimind_with_experts(tmp_path: Path, per_token: int) -> None:
+    tensors = plain.minimind_weights(qk_norm=True, head_dim=6, experts=4)
+    done = move(tmp_path, tensors, Asked(experts_per_token=per_token))
+    assert done.config.n_experts == 4
+    taken = per_token or 1
+    check(
+        tmp_path / "run",
+        lambda ids: plain.minimind(wide(tensors), ids, 6, eps=1e-6, per_token=taken),
+    )
+
+
 def write_bin(path: Path, tensors: plain.Tensors, *, version: int, shared: bool) -> None:
     """llama2.c's files, by the description of its format."""
     layers = range(plain.LAYERS)

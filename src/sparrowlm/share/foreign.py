@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -182,12 +182,7 @@ def read_minimind(opened: Opened, asked: Asked) -> ModelConfig:
     if not asked.rope_theta:
         opened.notes.append("taken with a rotary base of 1e6, as minimind's (--rope-theta)")
     head_dim = max(1, queries // n_heads)
-    router = opened.tensors.get("blocks.0.mlp.router.weight")
-    if router is not None and not asked.experts_per_token:
-        opened.notes.append(
-            "taken with one expert for a token, as minimind's (--experts-per-token)"
-        )
-    return ModelConfig(
+    config = ModelConfig(
         vocab_size=vocab_size,
         d_model=width,
         n_layers=n_layers,
@@ -199,11 +194,15 @@ def read_minimind(opened: Opened, asked: Asked) -> ModelConfig:
         qk_norm=qk_norm,
         tie_embeddings=tie(opened),
         rope_theta=theta,
-        n_experts=0 if router is None else len(router),
-        experts_per_token=asked.experts_per_token or 1,
         # minimind-3 changed it together with adding the norms of queries and keys.
         norm_eps=asked.norm_eps or (1e-6 if qk_norm else 1e-5),
     )
+    router = opened.tensors.get("blocks.0.mlp.router.weight")
+    if router is None:
+        return config
+    if not asked.experts_per_token:
+        opened.notes.append("taken as one expert for a token, minimind-3's (--experts-per-token)")
+    return replace(config, n_experts=len(router), experts_per_token=asked.experts_per_token or 1)
 
 
 def read_llama2c(opened: Opened, asked: Asked) -> ModelConfig:
