@@ -145,12 +145,13 @@ def _vocabulary(path: Path, opened: Opened, name: str, meta: Path | None) -> Tok
         return meta_tokenizer(meta)
     if name:
         return named_tokenizer(name)
+    why = ""
     if path.is_dir():
         try:
             return load_tokenizer(path)
         except TokenizerError as fault:
-            opened.notes.append(f"its tokenizer is left out: {fault.what}")
-    opened.notes.append("no tokenizer: the run cannot write text (--tokenizer, or --meta)")
+            why = f" (the folder {fault.what})"
+    opened.notes.append(f"no tokenizer{why}: the run cannot write text (--tokenizer, or --meta)")
     return None
 
 

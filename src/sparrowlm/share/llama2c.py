@@ -14,7 +14,9 @@ from sparrowlm.share.opening import Opened, Tensors
 from sparrowlm.text.definition import Merge, define
 from sparrowlm.text.tokenizer import Tokenizer
 
-HEADER = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len")
+HEADER: tuple[str, ...] = (
+    "dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "max_seq_len",
+)  # fmt: skip
 MAGIC = 0x616B3432  # "ak42": the versions after the first one
 HEADER_BYTES = 256  # of those versions
 
