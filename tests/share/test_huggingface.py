@@ -209,6 +209,28 @@ def test_gpt2_settings_that_cannot_be_expressed(tmp_path: Path, setting: str) ->
         adopt(tmp_path / "folder", tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_attention_heads": 0},
+        {"num_attention_heads": "six"},
+        {"num_hidden_layers": 10**9},
+        {"vocab_size": 10**12},
+        {"rms_norm_eps": "small"},
+        {"rope_parameters": 3},
+        {"layer_types": 3},
+        {"hidden_size": None},
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path: Path, change: dict[str, object]) -> None:
+    llama().save_pretrained(tmp_path / "folder")
+    path = tmp_path / "folder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(SparrowError):
+        adopt(tmp_path / "folder", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_tells_its_own_shape(tmp_path: Path) -> None:
     gpt2().save_pretrained(tmp_path / "folder")
     with pytest.raises(SparrowError, match="--n-heads"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +11,16 @@ import torch
 
 from sparrowlm import files
 from sparrowlm.checkpoint import Checkpoint, RunFolder, State
-from sparrowlm.config import ModelConfig, Recipe, TokenizerConfig, dump_recipe, resolve_model
+from sparrowlm.config import (
+    ModelConfig,
+    Recipe,
+    TokenizerConfig,
+    dump_recipe,
+    recipe_from_dict,
+    resolve_model,
+)
 from sparrowlm.errors import DataError, RunError, TokenizerError
+from sparrowlm.model.count import count_parameters
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.runtime import env, machine
 from sparrowlm.share.foreign import Asked, Foreign, read_foreign
@@ -67,7 +75,9 @@ def adopt(
         raise RunError("holds a run already", where=str(out), fix="choose another --out")
     foreign = read_foreign(path, asked or Asked())
     vocabulary = _vocabulary(path, foreign.opened, tokenizer, meta)
-    config = resolve_model(foreign.config, vocabulary.vocab_size if vocabulary else 0)
+    # By way of the reader of recipes, which holds every setting to its type.
+    plain = recipe_from_dict({"model": asdict(foreign.config)}, source=str(path)).model
+    config = resolve_model(plain, vocabulary.vocab_size if vocabulary else 0)
     weights = checked_weights(config, foreign.opened)
     _write(run, foreign, config, weights, vocabulary)
     count = sum(value.numel() for value in weights.values())
@@ -88,6 +98,13 @@ def checked_weights(config: ModelConfig, opened: Opened) -> Tensors:
                 where=str(opened.path),
                 why="quantized weights are not what a model is trained from",
             )
+    wanted = count_parameters(config).total
+    held = sum(value.numel() for value in opened.tensors.values())
+    if wanted > 2 * held:  # before memory is taken for it
+        raise RunError(
+            f"does not fit: it holds {held} numbers, and its settings want {wanted}",
+            where=str(opened.path),
+        )
     model = Transformer(config)
     try:
         load_weights(model, {name: value.float() for name, value in opened.tensors.items()})

@@ -72,27 +72,11 @@ def read_huggingface(folder: Path) -> tuple[Opened, ModelConfig]:
         RunError: an architecture or a setting that Sparrow's model cannot express, by name.
         DataError: weights that are missing or broken.
     """
-    values = files.read_json(folder / "config.json")
-    kind = values.get("model_type") if isinstance(values, dict) else None
-    if kind not in SHAPES:
-        raise RunError(
-            f"is a model of type {kind!r}",
-            where=str(folder / "config.json"),
-            why=f"read are {', '.join(SHAPES)}",
-        )
-    if faults := [*refused(values), *REFUSED.get(kind, lambda _: [])(values)]:
-        raise RunError(
-            f"asks for what Sparrow's model lacks: {'; '.join(faults)}",
-            where=str(folder / "config.json"),
-        )
-    try:
-        config = SHAPES[kind](values)
-    except KeyError as fault:
-        raise RunError(f"lacks {fault.args[0]}", where=str(folder / "config.json")) from fault
+    values, config = read_config(folder / "config.json")
     opened = Opened(folder, read_folder(folder), values)
     if config.tie_embeddings:
         opened.tensors.pop("lm_head.weight", None)  # the same table once more
-    if kind == "gpt2":
+    if values["model_type"] == "gpt2":
         opened.tensors = rename(gpt2_tensors(opened.tensors), GPT2, str(folder))
     else:
         opened.tensors = llama_tensors(opened)
@@ -101,6 +85,30 @@ def read_huggingface(folder: Path) -> tuple[Opened, ModelConfig]:
         if config.bias and not values.get("mlp_bias"):
             opened.tensors |= zero_biases(opened.tensors, r"mlp\.\w+")
     return opened, config
+
+
+def read_config(path: Path) -> tuple[Values, ModelConfig]:
+    """A `config.json`, and the shape that it says.
+
+    Raises:
+        RunError: an architecture or a setting that Sparrow's model cannot express, or no shape.
+    """
+    values = files.read_json(path)
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    if kind not in SHAPES:
+        known = ", ".join(SHAPES)
+        raise RunError(f"is a model of type {kind!r}", where=str(path), why=f"read are {known}")
+    try:
+        faults = [*refused(values), *REFUSED[kind](values)]
+        if faults:
+            raise RunError(
+                f"asks for what Sparrow's model lacks: {'; '.join(faults)}", where=str(path)
+            )
+        return values, SHAPES[kind](values)
+    except KeyError as fault:
+        raise RunError(f"lacks {fault.args[0]}", where=str(path)) from fault
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as fault:
+        raise RunError(f"says no shape: {fault}", where=str(path)) from fault
 
 
 def refused(values: Values) -> list[str]:
