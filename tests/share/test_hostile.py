@@ -129,6 +129,13 @@ def test_weights_that_do_not_fit(tmp_path: Path, refused, change: str) -> None:
     assert told in refused("ckpt.pt", "--n-heads", "6")
 
 
+@pytest.mark.parametrize("odd", ["name", [1], 3, None, {"n_heads": "six"}])
+def test_settings_of_another_kind(tmp_path: Path, refused, odd: object) -> None:
+    content = {"model": plain.llama2c_weights(shared=True), "config": odd, "step": "last"}
+    torch.save(content, tmp_path / "ckpt.pt")
+    assert "--n-heads" in refused("ckpt.pt")
+
+
 def test_heads_that_do_not_divide(tmp_path: Path, refused) -> None:
     torch.save(plain.nanogpt_weights(), tmp_path / "ckpt.pt")
     assert "does not divide" in refused("ckpt.pt", "--n-heads", "7")

@@ -211,7 +211,7 @@ def read_llama2c(opened: Opened, asked: Asked) -> ModelConfig:
     opened.tensors = rename(opened.tensors, LLAMA2C, str(opened.path))
     vocab_size, width = opened.shape("embed.weight")
     n_heads = asked.n_heads or settings.get("n_heads", 0)
-    if not n_heads or width % n_heads:
+    if not isinstance(n_heads, int) or n_heads < 1 or width % n_heads:
         raise ConfigError(
             "does not tell its number of heads" if not n_heads else f"{n_heads} heads do not fit",
             where=str(opened.path),

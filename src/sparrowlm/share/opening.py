@@ -7,6 +7,7 @@ of its own (`GPTConfig`) come in as `Settings`, a class of ours that holds value
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,10 +89,20 @@ def open_tensors(path: Path) -> Opened:
     settings: dict[str, Any] = {}
     for key in SETTINGS:
         value = content.get(key)
-        settings |= vars(value) if isinstance(value, Settings) else value or {}
-    step = next((int(content[key]) for key in STEPS if content.get(key)), 0)
-    loss = next((float(content[key]) for key in LOSSES if content.get(key) is not None), None)
-    return Opened(path, clean(tensors), settings, step, loss)
+        told = vars(value) if isinstance(value, Settings) else value
+        settings |= told if isinstance(told, dict) else {}
+    step, loss = _number(content, STEPS), _number(content, LOSSES)
+    return Opened(path, clean(tensors), settings, int(step or 0), loss)
+
+
+def _number(content: dict[str, Any], keys: tuple[str, ...]) -> float | None:
+    """The first of these that is a finite number, which PyTorch may hold as a tensor."""
+    for key in keys:
+        value = content.get(key)
+        value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        if isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    return None
 
 
 def read_torch(path: Path) -> Any:
