@@ -110,7 +110,9 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(tmp_path, protocol)
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a pickle", b"\x80\x04K\x01"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a pickle", b"\x80\x04K\x01", b"\x80\x04h\x05.", b"K\x01(K\x02e."]
+)
 def test_what_is_no_pickle_is_refused(tmp_path, content):
     path = tmp_path / "meta.pkl"
     path.write_bytes(content)

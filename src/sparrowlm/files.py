@@ -194,7 +194,10 @@ def read_foreign(path: Path) -> Any:
                 )
     except ValueError as fault:
         raise DataError(f"is not a pickle: {fault}", where=str(path)) from fault
-    return _Literals(io.BytesIO(content)).load()
+    try:
+        return _Literals(io.BytesIO(content)).load()
+    except Exception as fault:  # a stream of harmless opcodes may still break them anywhere
+        raise DataError(f"is not a whole pickle: {fault}", where=str(path)) from fault
 
 
 class _Literals(pickle.Unpickler):

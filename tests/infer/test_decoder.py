@@ -32,6 +32,7 @@ SHAPES = {
     "relu, learned positions, normed heads": replace(QWEN3, mlp="relu", positions="learned"),
     "layer norm, rotary, large epsilon": replace(QWEN3, norm="layer", bias=True, norm_eps=0.1),
     "rms norm, large epsilon": replace(QWEN3, norm_eps=0.1),
+    "a bias in the head": replace(GPT2, tie_embeddings=False, head_bias=True),
     "experts": replace(QWEN3, n_experts=5, d_ff=24),
     "experts, layer norm, relu2": replace(QWEN3, norm="layer", n_experts=3, mlp="relu2"),
 }

@@ -68,6 +68,7 @@ def test_every_variant_counts_what_the_model_holds() -> None:
                 qk_norm=qk_norm,
                 bias=bias,
                 tie_embeddings=tied,
+                head_bias=bias and not tied,
                 n_experts=n_experts,
             )
         )

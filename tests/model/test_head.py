@@ -45,6 +45,34 @@ def test_loss_and_gradients_against_cross_entropy(dtype, tolerance) -> None:
             torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
 
 
+def test_a_bias_against_cross_entropy_with_its_gradient() -> None:
+    hidden, weight, targets, mask = case(torch.float64)
+    bias = torch.randn(VOCAB, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    inputs = (hidden, weight, bias.requires_grad_())
+    want = F.cross_entropy((hidden @ weight.t() + bias)[mask], targets[mask], reduction="sum")
+    wanted = torch.autograd.grad(want * 0.37, inputs, retain_graph=True)
+    summed = summed_nll(hidden, weight, targets, mask, bias)
+    each = next_token_nll(hidden, weight, targets, bias)[mask].sum()
+    for got in (summed, each):
+        torch.testing.assert_close(got, want, atol=0, rtol=1e-12)
+        for ours, theirs in zip(torch.autograd.grad(got * 0.37, inputs), wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+    alone = summed_nll(hidden.detach(), weight.detach(), targets, mask, bias)
+    torch.testing.assert_close(torch.autograd.grad(alone * 0.37, bias)[0], wanted[2])
+
+
+def test_a_bias_under_autocast_keeps_a_float32_gradient() -> None:
+    hidden, weight, targets, mask = case(torch.float32)
+    bias = torch.linspace(-1, 1, VOCAB).requires_grad_()
+    exact = summed_nll(hidden, weight, targets, mask, bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = summed_nll(hidden, weight, targets, mask, bias)
+    torch.testing.assert_close(rough, exact, atol=0, rtol=1e-2)
+    (slope,) = torch.autograd.grad(rough, bias)
+    assert slope.dtype == torch.float32
+    torch.testing.assert_close(slope, torch.autograd.grad(exact, bias)[0], atol=0.1, rtol=0.1)
+
+
 def test_summed_nll_passes_gradcheck() -> None:
     hidden, weight, targets, mask = case(torch.float64)
     assert torch.autograd.gradcheck(lambda h, w: summed_nll(h, w, targets, mask), (hidden, weight))

@@ -76,7 +76,13 @@ def test_every_variant_initializes_every_parameter() -> None:
     )
     for norm, positions, mlp, bias, tied in choices:
         config = replace(
-            SMALL, norm=norm, positions=positions, mlp=mlp, bias=bias, tie_embeddings=tied
+            SMALL,
+            norm=norm,
+            positions=positions,
+            mlp=mlp,
+            bias=bias,
+            tie_embeddings=tied,
+            head_bias=bias and not tied,
         )
         config = replace(config, n_experts=0 if bias else 3)
         model = Transformer(resolve_model(config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from sparrowlm.batch import Batch
 from sparrowlm.config import ModelConfig, resolve_model
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.objectives.next_token import NextToken
+from sparrowlm.optim.groups import split_parameters
 
 CONFIG = ModelConfig(
     vocab_size=61, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, max_seq_len=320
@@ -78,3 +80,22 @@ def test_bits_per_byte_are_nats_over_the_bytes_of_the_targets() -> None:
     bits, size = loss.metrics["bits_per_byte"].tolist()
     assert math.isclose(bits, loss.total.item() / math.log(2))
     assert size == lengths[batch.targets].sum()
+
+
+def test_a_bias_of_the_head_is_trained_like_any_vector() -> None:
+    config = replace(CONFIG, tie_embeddings=False, head_bias=True)
+    model = Transformer(resolve_model(config)).double()
+    model.init_weights(seed=3)
+    torch.nn.init.normal_(model.head.bias, generator=torch.Generator().manual_seed(2))
+    batch = batch_of(draw(3, 17))
+    loss = NextToken()(model, batch).total
+    want = F.cross_entropy(
+        model.logits(model(batch.tokens).hidden)[batch.mask],
+        batch.targets[batch.mask],
+        reduction="sum",
+    )
+    torch.testing.assert_close(loss, want, atol=0, rtol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, model.head.bias), torch.autograd.grad(want, model.head.bias)
+    )
+    assert "head.bias" in split_parameters(model)["vectors"]

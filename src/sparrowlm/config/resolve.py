@@ -44,6 +44,8 @@ def resolve_model(config: ModelConfig, vocab_size: int = 0) -> ModelConfig:
         faults.append(f"model.head_dim {head_dim} is odd, and rotary positions turn pairs")
     if not 0 <= config.dropout < 1:
         faults.append(f"model.dropout {config.dropout} is not in [0, 1)")
+    if config.head_bias and config.tie_embeddings:
+        faults.append("model.head_bias needs model.tie_embeddings = false")
     faults += _expert_faults(config)
     table = config.vocab_size or vocab_size
     if table < 1:

@@ -36,6 +36,7 @@ class ModelConfig:
     qk_norm: bool = True  # RMSNorm over each query and key head before rotation
     bias: bool = False  # Biases in linear layers and LayerNorm
     tie_embeddings: bool = True  # One table for embedding and head
+    head_bias: bool = False  # A bias for each entry of the vocabulary; only without tie_embeddings
     rope_theta: float = 10000.0  # Base of the rotary frequencies
     norm_eps: float = 1e-6  # Added to the variance in every norm
     dropout: float = 0.0  # On embeddings, attention weights and each residual branch

@@ -96,7 +96,11 @@ class Decoder:
         self.dtype, self.device = dtype or weight.dtype, weight.device
         wide = torch.promote_types(weight.dtype, torch.float32)
         self.embed = weight.to(wide)
-        self.head = Product(model.head_weight.detach().to(self.dtype).t(), None)
+        bias = model.head_bias
+        self.head = Product(
+            model.head_weight.detach().to(self.dtype).t(),
+            None if bias is None else bias.detach().to(self.dtype),
+        )
         self.norm = _norm_weights(model.norm, wide)
         self.layers = [self._layer(block) for block in model.blocks if isinstance(block, Block)]
         if len(self.layers) != config.n_layers:

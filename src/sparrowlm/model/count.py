@@ -58,7 +58,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
         attention=layers * attention,
         mlp=layers * mlp * max(1, config.n_experts),
         norms=layers * (2 * norm + heads) + norm,
-        head=0 if config.tie_embeddings else config.vocab_size * width,
+        head=0 if config.tie_embeddings else config.vocab_size * (width + config.head_bias),
         router=layers * width * config.n_experts,
     )
 

@@ -25,7 +25,11 @@ def chunk_rows(vocab_size: int) -> int:
 
 
 def over_vocab(
-    hidden: Tensor, weight: Tensor, targets: Tensor, fn: Callable[[Tensor, Tensor], Tensor]
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    fn: Callable[[Tensor, Tensor], Tensor],
+    bias: Tensor | None = None,
 ) -> Tensor:
     """`fn` of the logits, in bounded memory; the backward pass computes the logits again.
 
@@ -34,6 +38,7 @@ def over_vocab(
         weight: (V, D).
         targets: (N,) int64.
         fn: of logits (n, V), float32 or wider, and targets (n,), to (n, ...).
+        bias: (V,) added to the logits.
 
     Returns:
         (N, ...) what `fn` returned, row after row.
@@ -43,7 +48,7 @@ def over_vocab(
     """
 
     def chunk(rows: Tensor, wanted: Tensor) -> Tensor:
-        return fn(_wide(F.linear(rows, weight)), wanted)
+        return fn(_wide(F.linear(rows, weight, bias)), wanted)
 
     size = chunk_rows(weight.shape[0])
     parts = zip(hidden.split(size), targets.split(size), strict=True)
@@ -52,12 +57,16 @@ def over_vocab(
     return torch.cat([checkpoint(chunk, *part, use_reentrant=False) for part in parts])
 
 
-def next_token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """(N,) the nats of each target, of hidden (N, D), weight (V, D) and targets (N,)."""
-    return over_vocab(hidden, weight, targets, _nll)
+def next_token_nll(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """(N,) the nats of each target, of hidden (N, D), weight (V, D), targets (N,), bias (V,)."""
+    return over_vocab(hidden, weight, targets, _nll, bias)
 
 
-def summed_nll(hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+def summed_nll(
+    hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, bias: Tensor | None = None
+) -> Tensor:
     """The nats of the targets that count, summed: `next_token_nll(...)[mask].sum()`, faster.
 
     The gradient of a sum is known but for one factor as soon as the logits are there, so it is
@@ -69,21 +78,30 @@ def summed_nll(hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor) ->
         weight: (V, D).
         targets: (N,) int64; any value where `mask` is False.
         mask: (N,) bool.
+        bias: (V,) added to the logits.
 
     Returns:
         () in the wider of float32 and the dtype of `hidden`.
     """
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
-    return _SummedNll.apply(hidden, weight, targets.where(mask, 0), mask)
+        bias = None if bias is None else bias.detach()
+    return _SummedNll.apply(hidden, weight, targets.where(mask, 0), mask, bias)
 
 
 class _SummedNll(torch.autograd.Function):
     """`summed_nll`, with the gradients at hand when the loss is."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        wants_hidden, wants_weight, *_, wants_bias = ctx.needs_input_grad
         narrow, wide = product_dtype(hidden), torch.promote_types(hidden.dtype, torch.float32)
         rows, table = hidden.to(narrow), weight.to(narrow)
         size = min(chunk_rows(len(table)), len(rows))
@@ -92,39 +110,41 @@ class _SummedNll(torch.autograd.Function):
         odds = logits.new_empty(logits.shape, dtype=wide)
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
         weight_grad = torch.zeros_like(weight) if wants_weight else None
+        bias_grad = torch.zeros_like(bias) if bias is not None and wants_bias else None
         total = odds.new_zeros(())
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
             x, wanted, counts = rows[part], targets[part, None], mask[part, None]
             z, p = logits[: len(x)], odds[: len(x)]  # (n, V) both
             torch.mm(x, table.t(), out=z)
+            if bias is not None:
+                z += bias
             torch.softmax(z, -1, dtype=wide, out=p)
             # The largest probability is 1/V or more, so its logarithm is safe, and it saves the
             # log-sum-exp a pass of its own.
             ahead = z.amax(-1, keepdim=True).to(wide) - z.gather(-1, wanted)
             nats = ahead - p.amax(-1, keepdim=True).log()  # (n, 1)
             total += nats.where(counts, 0.0).sum()
-            if wants_hidden or wants_weight:
+            if wants_hidden or wants_weight or wants_bias:
                 slope = p.scatter_add_(-1, wanted, -p.new_ones(wanted.shape)).to(narrow)
                 if hidden_grad is not None:
                     hidden_grad[part] = torch.mm(slope, table) * counts
                 if weight_grad is not None:
                     _add_product(weight_grad, slope.t(), x * counts)
-        ctx.save_for_backward(hidden_grad, weight_grad)
+                if bias_grad is not None:
+                    bias_grad += (slope * counts).sum(0, dtype=bias_grad.dtype)
+        ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None]:
-        hidden_grad, weight_grad = ctx.saved_tensors
-        return (
-            None if hidden_grad is None else hidden_grad * grads[0],
-            None if weight_grad is None else weight_grad * grads[0],
-            None,
-            None,
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias = (
+            None if grad is None else grad * grads[0] for grad in ctx.saved_tensors
         )
+        return hidden, weight, None, None, bias
 
 
 def product_dtype(hidden: Tensor) -> torch.dtype:

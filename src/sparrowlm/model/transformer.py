@@ -81,12 +81,17 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = make_norm(config, config.d_model)
         if not config.tie_embeddings:
-            self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+            self.head = nn.Linear(config.d_model, config.vocab_size, bias=config.head_bias)
 
     @property
     def head_weight(self) -> Tensor:
         """(V, D) the tied table, or the head's own."""
         return self.embed.weight if self.config.tie_embeddings else self.head.weight
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        """(V,) the head's bias, where `head_bias` asks for one."""
+        return self.head.bias if self.config.head_bias else None
 
     def forward(
         self,
@@ -130,7 +135,7 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., V) of hidden (..., D); for inference. Training goes through `model.head`, which
         never holds the logits of a whole batch."""
-        return F.linear(hidden, self.head_weight)
+        return F.linear(hidden, self.head_weight, self.head_bias)
 
     def _place(
         self,

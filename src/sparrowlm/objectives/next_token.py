@@ -36,8 +36,9 @@ class NextToken(Objective):
         `metrics["bits_per_byte"]` (bits, bytes of the counted targets)."""
         hidden, routing = model(batch.tokens, batch.segments)  # (B, T, D)
         weight = cast(Tensor, model.head_weight)  # (V, D)
+        bias = cast(Tensor | None, model.head_bias)  # (V,)
         total = summed_nll(
-            hidden.flatten(0, 1), weight, batch.targets.flatten(), batch.mask.flatten()
+            hidden.flatten(0, 1), weight, batch.targets.flatten(), batch.mask.flatten(), bias
         )
         nats = total.detach()
         metrics = {"loss": torch.stack((nats, self.count(batch).to(nats.dtype)))}
