@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparrowlm import files
 from sparrowlm.config.schema import DataConfig
+from sparrowlm.data.clean import Cleaning
 from sparrowlm.data.encode import Encoder, encode_all
 from sparrowlm.data.reader import Reader
 from sparrowlm.data.shards import DTYPES, FACTS, FORMAT
@@ -26,7 +27,7 @@ Progress = Callable[[str, int, int], None]
 """Told what is going on, and how many of how many bytes are done."""
 
 PROCESSES_FROM = 1 << 26  # bytes of input above which workers are processes
-REJECTED = "rejected.jsonl"
+REJECTED, REMOVED = "rejected.jsonl", "removed.jsonl"
 NAMED = 3  # files named in a note
 
 
@@ -36,6 +37,7 @@ def build(
     work: Path,
     config: DataConfig,
     progress: Progress | None,
+    cleaning: Cleaning | None = None,
 ) -> tuple[dict[str, Any], Reader]:
     """Fill the folder `work` with a prepared dataset, manifest excepted.
 
@@ -48,7 +50,7 @@ def build(
     (work / "tokenizer").mkdir()
     tokenizer.save(work / "tokenizer")
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    reader = Reader(sources, config, work / REJECTED)
+    reader = Reader(sources, config, work / REJECTED, cleaning, work / REMOVED)
     spool, tally = Spool(work, DTYPES[dtype]), Tally()
     encoder = Encoder(tokenizer, DTYPES[dtype], config.val_fraction)
     total = sum(source.path.stat().st_size for source in sources)
@@ -74,6 +76,7 @@ def build(
         "split": {"rule": plan.rule, "val_fraction": config.val_fraction, "reason": plan.reason},
         "accepted": reader.accepted,
         "rejected": reader.rejected,
+        "removed": dict(reader.removed),
         "notes": [*notes(plan, config, reader), *tokenizer.notes],
         "sources": [
             {"path": str(source.path), "bytes": source.path.stat().st_size}
@@ -92,12 +95,14 @@ def check_not_empty(tally: Tally, reader: Reader) -> None:
     """
     if tally.bytes:
         return
-    rows = reader.accepted + reader.rejected
+    rows, gone = reader.rows, reader.removed.total()
     names = [str(source.path) for source in reader.sources]
     raise DataError(
         "holds no text" if len(names) == 1 else f"{_some(names)}: no text in any of them",
         where=f"{names[0]}:1" if len(names) == 1 else "",
-        why=f"of {rows} rows, {reader.rejected} were rejected and the rest are empty"
+        why=f"of {rows} rows, {reader.rejected} were rejected"
+        + (f", {gone} removed by data.clean" if gone else "")
+        + " and the rest are empty"
         if rows
         else "",
         fix="check the path and data.text_key",
@@ -183,7 +188,7 @@ def _deal_in_two(
 
 def piece_at(reader: Reader, number: int) -> Any:
     """Piece `number` of all, read again."""
-    again = Reader(reader.sources, reader.config)
+    again = Reader(reader.sources, reader.config, cleaning=reader.cleaning)
     _, piece = next(islice(again.pieces(), number, None))
     return piece
 
