@@ -11,6 +11,7 @@ from typing import Any
 from sparrowlm import files
 from sparrowlm.checkpoint import Checkpoint, RunFolder, find_run
 from sparrowlm.config import Recipe, dump_recipe
+from sparrowlm.data.mixture import Mixture, join, named_mix, prepare_mix
 from sparrowlm.data.prepare import prepare_cached
 from sparrowlm.data.shards import FACTS, Dataset, is_dataset, open_dataset
 from sparrowlm.data.sources import Source
@@ -215,7 +216,10 @@ def planned_vocabulary(recipe: Recipe) -> int:
 def _dataset(
     recipe: Recipe, runtime: Runtime, progress: Progress | None, folder: Path | None
 ) -> Dataset:
-    """Open what `data.path` names; text is prepared into the cache first, by rank 0."""
+    """Open what `data.path` or `data.mix` names; text is prepared into the cache first, by rank
+    0."""
+    if folder is None and recipe.data.mix:
+        return _mixture(recipe, runtime, progress)
     if folder is None:
         if not recipe.data.path:
             raise ConfigError(
@@ -230,6 +234,16 @@ def _dataset(
         barrier(runtime)
         folder = prepare_text(recipe, None)
     return open_folder(folder, recipe)
+
+
+def _mixture(recipe: Recipe, runtime: Runtime, progress: Progress | None) -> Mixture:
+    """Open the sources of `data.mix`."""
+    cache = cache_folder() / "prepared"
+    if runtime.is_main:
+        prepare_mix(recipe.data, recipe.tokenizer, cache, progress)
+    barrier(runtime)
+    folders = prepare_mix(recipe.data, recipe.tokenizer, cache)
+    return join(named_mix(recipe.data), [open_folder(folder, recipe) for folder in folders])
 
 
 def open_folder(folder: Path, recipe: Recipe) -> Dataset:

@@ -59,7 +59,7 @@ class Tokens:
         document_starts: np.ndarray | None = None,
     ) -> None:
         self.paths = tuple(paths)
-        self.vocab_size = vocab_size
+        self.dtype, self.vocab_size = dtype, vocab_size
         self.document_starts = document_starts
         self._maps = [_map(path, DTYPES[dtype]) for path in self.paths]
         self._ends = np.cumsum([len(held) for held in self._maps], dtype=np.int64)
