@@ -11,7 +11,7 @@ from typing import Any
 from sparrowlm import files
 from sparrowlm.checkpoint import Checkpoint, RunFolder, find_run
 from sparrowlm.config import Recipe, dump_recipe
-from sparrowlm.data.mixture import Mixture, join, named_mix, prepare_mix
+from sparrowlm.data.mixture import Mixture, contaminations, join, named_mix, prepare_mix
 from sparrowlm.data.prepare import prepare_cached
 from sparrowlm.data.shards import FACTS, Dataset, is_dataset, open_dataset
 from sparrowlm.data.sources import Source
@@ -93,7 +93,9 @@ def _train(
     """`train`, once the ranks have met. What refers to their group ends with this function."""
     dataset = _dataset(recipe, runtime, progress, dataset_folder)
     recipe = resolve_recipe(recipe, dataset.vocab_size, runtime)
-    checkpoint, changes = resume_point(run, recipe, dataset, runtime) if resume else (None, [])
+    checkpoint, changes = (
+        resume_point(run, recipe, dataset, runtime) if resume else (None, contaminations(dataset))
+    )
     weights = None if checkpoint or not recipe.init.from_ else _weights(Path(recipe.init.from_))
     barrier(runtime)  # nobody writes before all have read
     if runtime.is_main:

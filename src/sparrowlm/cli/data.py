@@ -26,6 +26,11 @@ def prepare(
     val_fraction: float = 0.1,
     skip_bad: bool = False,
     workers: int = 0,
+    dedup: Literal["", "exact", "near"] = "",
+    near_threshold: float = 0.8,
+    min_chars: int = 0,
+    max_chars: int = 0,
+    languages: tuple[str, ...] = (),
 ) -> None:
     """Turn text into tokens on disk, ready to train on.
 
@@ -40,9 +45,14 @@ def prepare(
         val_fraction: Share held out.
         skip_bad: Count and list bad rows instead of stopping.
         workers: Processes that encode; 0 is one for each core.
+        dedup: Remove later copies: exact, or near ones too.
+        near_threshold: Share of common 5-character pieces from which a text is a near copy.
+        min_chars: Remove shorter documents.
+        max_chars: Remove longer documents; 0 is none.
+        languages: Remove documents in others than these: zh, en, ja, …
     """
     from sparrowlm.cli.show import PrepareProgress
-    from sparrowlm.config import DataConfig
+    from sparrowlm.config import CleanConfig, DataConfig
     from sparrowlm.data.prepare import prepare as write
     from sparrowlm.text.tokenizer import byte_tokenizer, load_tokenizer
 
@@ -56,6 +66,7 @@ def prepare(
         val_fraction=val_fraction,
         skip_bad=skip_bad,
         workers=workers,
+        clean=CleanConfig(dedup, near_threshold, min_chars, max_chars, languages),
     )
     began = time.monotonic()
     with PrepareProgress(console) as progress:
@@ -64,6 +75,7 @@ def prepare(
         console.print(Text(line), soft_wrap=True)
     for note in summary.notes:
         console.print(Text(note), soft_wrap=True)
+    _show_removed(summary, console)
     _show_rejected(summary, console)
     console.print(Text(str(summary.folder), "bold"), soft_wrap=True)
 
@@ -84,10 +96,23 @@ def _told(summary: Summary, seconds: float) -> list[str]:
     return lines
 
 
+def _show_removed(summary: Summary, console: Console) -> None:
+    """How many documents cleaning took out, by reason, with an example of each."""
+    if not summary.removed:
+        return
+    total = sum(summary.removed.values())
+    rows = summary.accepted + total + summary.rejected
+    console.print(Text(f"{total:,} of {rows:,} documents removed", "yellow"), soft_wrap=True)
+    for reason, count in summary.removed.items():
+        example = summary.examples.get(reason, "")
+        console.print(Text(f"  {reason:<18}{count:>12,}  {example}"), soft_wrap=True)
+    console.print(Text(f"  examples in {summary.folder / 'removed.jsonl'}"), soft_wrap=True)
+
+
 def _show_rejected(summary: Summary, console: Console) -> None:
     if not summary.rejected:
         return
-    rows = summary.accepted + summary.rejected
+    rows = summary.accepted + sum(summary.removed.values()) + summary.rejected
     console.print(Text(f"{summary.rejected:,} of {rows:,} rows rejected", "yellow"), soft_wrap=True)
     for line in summary.shown:
         console.print(Text(f"  {line}"), soft_wrap=True)

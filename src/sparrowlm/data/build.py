@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sparrowlm import files
 from sparrowlm.config.schema import DataConfig
 from sparrowlm.data.clean import Cleaning
+from sparrowlm.data.contamination import contamination, warning
 from sparrowlm.data.encode import Encoder, encode_all
 from sparrowlm.data.reader import Reader
 from sparrowlm.data.shards import DTYPES, FACTS, FORMAT
@@ -66,6 +67,7 @@ def build(
     check_not_empty(tally, reader)
     plan = decide(tally, config, grouped=bool(sources[0].group))
     splits = _deal(spool, tally, plan, encoder, reader)
+    shared = contamination(work, reader)
     facts = {
         "format": FORMAT,
         "dtype": dtype,
@@ -77,7 +79,12 @@ def build(
         "accepted": reader.accepted,
         "rejected": reader.rejected,
         "removed": dict(reader.removed),
-        "notes": [*notes(plan, config, reader), *tokenizer.notes],
+        "contamination": shared,
+        "notes": [
+            *notes(plan, config, reader),
+            *([warning(shared)] if shared else []),
+            *tokenizer.notes,
+        ],
         "sources": [
             {"path": str(source.path), "bytes": source.path.stat().st_size}
             | ({"group": source.group} if source.group else {})

@@ -133,9 +133,7 @@ def training_texts(
     yield from _training_side(again, plan, cut, progress)
 
 
-def _survey(
-    reader: Reader, work: Path, progress: Progress | None
-) -> tuple[Spool, Tally, Plan]:
+def _survey(reader: Reader, work: Path, progress: Progress | None) -> tuple[Spool, Tally, Plan]:
     """All pieces without their tokens, and how they are to be split."""
     spool, tally = Spool(work, np.dtype("<u2")), Tally()
     config = reader.config
@@ -170,9 +168,7 @@ def _training_side(
                 yield text
 
 
-def _shown(
-    reader: Reader, loads: Iterator[T], what: str, progress: Progress | None
-) -> Iterator[T]:
+def _shown(reader: Reader, loads: Iterator[T], what: str, progress: Progress | None) -> Iterator[T]:
     """Loads of a reader, and how far it is."""
     total = sum(source.path.stat().st_size for source in reader.sources)
     for load in loads:

@@ -50,7 +50,8 @@ LOOKED_AT = 4000  # characters whose words are counted
 def languages_of(texts: Sequence[str]) -> list[str]:
     """The language of each text, one of `LANGUAGES`."""
     return [
-        _language(text, counts) for text, counts in zip(texts, _letters(texts).tolist(), strict=True)
+        _language(text, counts)
+        for text, counts in zip(texts, _letters(texts).tolist(), strict=True)
     ]
 
 

@@ -127,7 +127,9 @@ def densify(found: np.ndarray) -> np.ndarray:
 
     A short text leaves most places empty, and emptiness would make short texts alike. A filled
     place agrees with the chance J as any other does (Shrivastava and Li 2014, "Densifying one
-    permutation hashing"). A text has a piece, so some place is not empty.
+    permutation hashing"). Places that borrow alike do not vote on their own, so texts of fewer
+    pieces than places meet a little less often than `meeting` says: at 80 characters and J = 0.7
+    in 56 of 100 cases for 63, at J = 0.88 in all. A text without pieces stays empty.
     """
     filled = found.copy()
     steps = np.argsort(_mix(np.arange(1, BINS, dtype=np.uint64))) + 1

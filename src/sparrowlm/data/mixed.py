@@ -30,9 +30,7 @@ class MixedStream:
         rows: rows of a step, over all ranks.
     """
 
-    def __init__(
-        self, streams: Sequence[TokenStream], weights: Sequence[float], rows: int
-    ) -> None:
+    def __init__(self, streams: Sequence[TokenStream], weights: Sequence[float], rows: int) -> None:
         self.streams, self.rows = tuple(streams), rows
         self.seq_len, self.separator = streams[0].seq_len, streams[0].separator
         counts = whole_weights(weights)

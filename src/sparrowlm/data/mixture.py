@@ -12,6 +12,7 @@ from sparrowlm import files
 from sparrowlm.config.schema import DataConfig, MixConfig, TokenizerConfig
 from sparrowlm.data.build import Progress
 from sparrowlm.data.cache import cache_key, clean, learning_texts
+from sparrowlm.data.contamination import CONTAMINATED, text_hashes, trained_on
 from sparrowlm.data.lock import locked
 from sparrowlm.data.prepare import prepare_cached
 from sparrowlm.data.shards import FACTS, Dataset, Tokens, is_dataset
@@ -119,9 +120,39 @@ def join(mix: Sequence[MixConfig], datasets: Sequence[Dataset]) -> Mixture:
         vocab_size=max(dataset.vocab_size for dataset in datasets),
         eot_id=first.eot_id,
         fingerprint=hashlib.sha256(json.dumps(prints).encode()).hexdigest(),
-        description={part.name: part.dataset.description for part in parts},
+        description={part.name: part.dataset.description for part in parts}
+        | {"notes": _contaminated(parts)},
         parts=parts,
     )
+
+
+def contaminations(dataset: Dataset) -> list[str]:
+    """What a person should hear before training: which held-out text is trained on as well."""
+    facts = [dataset.description]
+    if isinstance(dataset, Mixture):
+        facts += [part.dataset.description for part in dataset.parts]
+    notes = (note for fact in facts for note in fact.get("notes", []))
+    return [note for note in notes if note.startswith(CONTAMINATED)]
+
+
+def _contaminated(parts: Sequence[Part]) -> list[str]:
+    """A sentence for every source whose held-out documents another one trains on."""
+    told = []
+    for one in parts:
+        held_out = text_hashes(_folder(one), "val")
+        for other in parts:
+            shared = len(trained_on(held_out, text_hashes(_folder(other), "train")))
+            if other is not one and shared:
+                told.append(
+                    f"{CONTAMINATED} {shared:,} of {len(held_out):,} held-out documents of"
+                    f" {one.name} are trained on in {other.name}; remove them from one of the two"
+                )
+    return told
+
+
+def _folder(part: Part) -> Path:
+    """Where a source's dataset lies."""
+    return part.dataset.train.paths[0].parent
 
 
 def _vocabulary(

@@ -41,6 +41,8 @@ class Summary:
     """The first rejections, as file:line: reason; all of them are in `rejected.jsonl`."""
     removed: dict[str, int]
     """Documents that cleaning took out, by reason; examples are in `removed.jsonl`."""
+    examples: dict[str, str]
+    """One for each of those reasons, as file:line, and the document it is like."""
     notes: tuple[str, ...]
     """What a person should know: how it was split and why, what parted documents."""
 
@@ -83,6 +85,7 @@ def prepare(
         rejected=reader.rejected,
         shown=tuple(reader.shown),
         removed=facts["removed"],
+        examples=reader.examples,
         notes=tuple(facts["notes"]),
     )
 

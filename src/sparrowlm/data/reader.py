@@ -45,6 +45,8 @@ class Reader:
     rejected: int = 0
     removed: Counter[str] = field(default_factory=Counter)
     """Documents passed over, by reason."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """The first document passed over for each reason, and what it is like, as file:line."""
     read: int = 0
     """Bytes taken from the disk."""
     shown: list[str] = field(default_factory=list)
@@ -133,7 +135,13 @@ class Reader:
         entry = {"reason": reason, "source": str(source.path), "line": piece.line, "text": text}
         if (like := int(self.cleaning.like[number])) >= 0:
             place = self.cleaning.facts[like]
-            entry["like"] = f"{self.sources[place['source']].path}:{place['line']}"
+            entry["like"] = f"{self.sources[place['source']].path}:{place['line'] or 1}"
+        self.examples.setdefault(
+            reason,
+            " like ".join(
+                [f"{source.path}:{piece.line or 1}", *([entry["like"]] if "like" in entry else [])]
+            ),
+        )
         _append(self.removals, entry)
 
     def _side(self, source: Source, piece: Piece) -> int:

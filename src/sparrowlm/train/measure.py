@@ -39,9 +39,7 @@ def measure(parts: Parts, recipe: Recipe, dataset: Dataset, runtime: Runtime) ->
     found = {part.name: sums(held_out(recipe, part.dataset)) for part in dataset.parts}
     weights = {part.name: part.weight for part in dataset.parts}
     return means(weighted(found, weights)) | {
-        f"{key}/{name}": value
-        for name, own in found.items()
-        for key, value in means(own).items()
+        f"{key}/{name}": value for name, own in found.items() for key, value in means(own).items()
     }
 
 

@@ -39,14 +39,6 @@ class Display(Protocol):
     def sample(self, prompt: str, text: str) -> None:
         """What the model wrote."""
 
-    def _by_source(self, step: int) -> dict[str, int]:
-        """The tokens of each source of a mixture up to a step, which its stream knows."""
-        stream = self.trainer.stream
-        if not isinstance(self.dataset, Mixture) or not isinstance(stream, MixedStream):
-            return {}
-        counts = zip(self.dataset.parts, stream.tokens(step), strict=True)
-        return {f"tokens/{part.name}": count for part, count in counts}
-
     def event(self, message: str) -> None:
         """What a person should hear of."""
 
@@ -169,6 +161,14 @@ class Sitting:
             "memory_bytes": peak_memory_bytes(self.runtime.device),
             "skipped": self.trainer.state.skipped,
         }
+
+    def _by_source(self, step: int) -> dict[str, int]:
+        """The tokens of each source of a mixture up to a step, which its stream knows."""
+        stream = self.trainer.stream
+        if not isinstance(self.dataset, Mixture) or not isinstance(stream, MixedStream):
+            return {}
+        counts = zip(self.dataset.parts, stream.tokens(step), strict=True)
+        return {f"tokens/{part.name}": count for part, count in counts}
 
     def _by_source(self, step: int) -> dict[str, int]:
         """The tokens of each source of a mixture up to a step, which its stream knows."""
