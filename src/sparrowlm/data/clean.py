@@ -209,10 +209,10 @@ def _near(
         for start in range(0, len(left), COMPARED):
             some = left[start : start + COMPARED]
             bands[:, start : start + COMPARED] = band_keys(marks.of(some), rows)
-        for keys in bands:
-            for earlier, later in meetings(keys):
+        for band in range(len(bands)):
+            for earlier, later in meetings(np.array(bands[band])):
                 _compare(verdicts, like, marks, left[earlier], left[later], config.near_threshold)
-        del bands, keys
+        del bands  # Windows removes no mapped file
     finally:
         path.unlink(missing_ok=True)
 

@@ -170,14 +170,6 @@ class Sitting:
         counts = zip(self.dataset.parts, stream.tokens(step), strict=True)
         return {f"tokens/{part.name}": count for part, count in counts}
 
-    def _by_source(self, step: int) -> dict[str, int]:
-        """The tokens of each source of a mixture up to a step, which its stream knows."""
-        stream = self.trainer.stream
-        if not isinstance(self.dataset, Mixture) or not isinstance(stream, MixedStream):
-            return {}
-        counts = zip(self.dataset.parts, stream.tokens(step), strict=True)
-        return {f"tokens/{part.name}": count for part, count in counts}
-
     def event(self, message: str, row: Row | None = None) -> None:
         """Tell the log and the person."""
         if not self.runtime.is_main:
