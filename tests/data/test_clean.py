@@ -212,7 +212,10 @@ def test_everything_that_reads_passes_over_what_goes(tmp_path: Path) -> None:
         ("ko", "안녕하세요, 만나서 반갑습니다."),
         ("en", "It was the best of times, it was the worst of times, and he had not a care."),
         ("de", "Es ist nicht leicht, mit dem Hund auf die Straße zu gehen, und sie weiß das auch."),
-        ("fr", "Il est parti avec les enfants pour une promenade dans la ville, et je ne sais pas."),
+        (
+            "fr",
+            "Il est parti avec les enfants pour une promenade dans la ville, et je ne sais pas.",
+        ),
         ("es", "El perro que vive en la casa no es de mi hermano, pero su gato es muy listo."),
         ("ru", "Все счастливые семьи похожи друг на друга."),
         ("ar", "كان يا ما كان في قديم الزمان"),
@@ -253,9 +256,7 @@ def test_other_languages_go(tmp_path: Path) -> None:
         ({"min_chars": 10, "max_chars": 5}, "nothing would stay"),
     ],
 )
-def test_impossible_wishes_are_refused(
-    tmp_path: Path, asked: dict[str, object], told: str
-) -> None:
+def test_impossible_wishes_are_refused(tmp_path: Path, asked: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         cleaned(tmp_path / "out", write_rows(tmp_path / "a.jsonl", ["text"]), **asked)
 

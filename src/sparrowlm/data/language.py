@@ -44,7 +44,7 @@ LETTERS = 0.2  # share of letters below which a text has no language
 DENSE = 3  # a Han, kana or Hangul character says about as much as three letters
 KANA = 0.1  # share of kana among Han and kana from which they are Japanese
 COMMON = 0.1  # share of common words from which they name the language
-LOOKED_AT = 4000  # characters whose words are counted
+LOOKED_AT = 1000  # characters whose words are counted
 
 
 def languages_of(texts: Sequence[str]) -> list[str]:
@@ -93,8 +93,8 @@ def _common() -> dict[str, frozenset[str]]:
 
 @cache
 def _table() -> np.ndarray:
-    """(0x110000,) int64: the number of each character's script."""
-    table = np.full(0x110000, len(NAMES), dtype=np.int64)
+    """(0x110000,) uint8: the number of each character's script."""
+    table = np.full(0x110000, len(NAMES), dtype=np.uint8)
     for number, ranges in enumerate(SCRIPTS.values()):
         for first, stop in ranges:
             table[first:stop] = number

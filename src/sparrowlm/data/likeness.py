@@ -27,6 +27,11 @@ _FACTORS = np.array(
     dtype=np.uint64,
 )  # fmt: skip
 """Odd numbers without a pattern; at most as many rows as these make a band."""
+# Of 32 bits; the last two are MurmurHash3's finalizer's.
+_ODD = np.array(
+    [0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1, 0x85EBCA6B, 0xC2B2AE35],
+    dtype=np.uint32,
+)
 _LOWER = bytes(range(256)).lower()
 
 
@@ -63,24 +68,25 @@ def jaccard(one: str, other: str) -> float:
 
 
 def signatures(texts: Sequence[str]) -> np.ndarray:
-    """(texts, BINS) uint32: of each bin, the smallest hash that a piece of the text has in it."""
+    """(texts, BINS) uint32: in each bin, the smallest hash of 25 bits that a piece of the text has in it."""
     filled = [plain(text) + "\0" * (PIECE - 1) for text in texts]
     codes = np.frombuffer("".join(filled).encode("utf-32-le", "surrogatepass"), "<u4")
-    hashes = np.zeros(max(0, len(codes) - PIECE + 1), dtype=np.uint64)
+    hashes = np.zeros(len(codes), dtype=np.uint32)  # 32 bits, since wider products cost far more
     for at in range(PIECE):
-        hashes += codes[at : at + len(hashes)] * _FACTORS[at]
-    hashes = _mix(hashes)
+        hashes[: len(codes) - at] += codes[at:] * _ODD[at]
+    hashes ^= hashes >> np.uint32(16)
+    for odd, shift in ((_ODD[5], np.uint32(13)), (_ODD[6], np.uint32(16))):
+        hashes *= odd
+        hashes ^= hashes >> shift
     lengths = np.fromiter(map(len, filled), np.int64, len(filled))
-    owners = np.repeat(np.arange(len(filled), dtype=np.int64), lengths)[: len(hashes)]
-    # The last pieces of a text would reach into the next one.
+    places = np.repeat(np.arange(len(filled), dtype=np.int64) * BINS, lengths)
+    places += hashes >> np.uint32(25)
+    # The last pieces of a text would reach into the next one: theirs is a place behind all others.
     ends = np.cumsum(lengths)[:, None] - np.arange(1, PIECE)
-    inside = np.ones(len(codes), dtype=bool)
-    inside[ends.ravel()] = False
-    inside = inside[: len(hashes)]
-    places = (owners * BINS + (hashes >> np.uint64(57)).astype(np.int64))[inside]
-    found = np.full(len(filled) * BINS, EMPTY, dtype=np.uint32)
-    np.minimum.at(found, places, (hashes & np.uint64(0xFFFFFFFE)).astype(np.uint32)[inside])
-    return found.reshape(len(filled), BINS)
+    places[ends.ravel()] = len(filled) * BINS
+    found = np.full(len(filled) * BINS + 1, EMPTY, dtype=np.uint32)
+    np.minimum.at(found, places, hashes & np.uint32(0x1FFFFFF))
+    return found[:-1].reshape(len(filled), BINS)
 
 
 def agreement(one: np.ndarray, other: np.ndarray) -> np.ndarray:
