@@ -68,7 +68,7 @@ def jaccard(one: str, other: str) -> float:
 
 
 def signatures(texts: Sequence[str]) -> np.ndarray:
-    """(texts, BINS) uint32: in each bin, the smallest hash of 25 bits that a piece of the text has in it."""
+    """(texts, BINS) uint32: the smallest hash, of 25 bits, that a text has in each bin."""
     filled = [plain(text) + "\0" * (PIECE - 1) for text in texts]
     codes = np.frombuffer("".join(filled).encode("utf-32-le", "surrogatepass"), "<u4")
     hashes = np.zeros(len(codes), dtype=np.uint32)  # 32 bits, since wider products cost far more
