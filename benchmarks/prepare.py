@@ -10,7 +10,7 @@ commands, in turn (A B A B …), with GPT-2's vocabulary from local files:
 - sparrow: `sparrow data prepare`, with the engine it chooses;
 - sparrow without gigatoken: the same, where that package cannot be imported;
 - nanogpt: `data/openwebtext/prepare.py` itself, `load_dataset` answering with this input; needs
-  the `datasets` package;
+  the `datasets` package, and writes fewer batches where the input has fewer documents;
 - pile: `scripts/data_preprocess.py` of FareedKhan-dev/train-llm-from-scratch itself, which writes
   to HDF5; needs `h5py`.
 
@@ -41,6 +41,7 @@ import zstandard
 from sparrowlm.runtime import machine
 from sparrowlm.text.documents import Document, find_inputs, read_documents
 
+BATCHES = "total_batches = 1024"
 DOCUMENT = 3000  # characters
 # Runs nanoGPT's script on another input; it writes beside itself, so it is a copy.
 NANOGPT = """
@@ -138,7 +139,10 @@ def programs_of(
 
     def nanogpt(folder: Path) -> Taken:
         script = folder / "prepare.py"
-        script.write_bytes((options.nanogpt / "data" / "openwebtext" / "prepare.py").read_bytes())
+        code = (options.nanogpt / "data" / "openwebtext" / "prepare.py").read_text(encoding="utf-8")
+        # Its 1,024 batches need as many held-out documents, which OpenWebText has.
+        assert BATCHES in code
+        script.write_text(code.replace(BATCHES, "total_batches = min(1024, len(dset))"))
         own = cache | {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"}
         command = [options.python, "-c", NANOGPT, str(script), str(given.path)]
         return counted(watch(command, folder, own), list(folder.glob("*.bin")))

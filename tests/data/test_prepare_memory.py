@@ -37,7 +37,7 @@ def write_text(path: Path, megabytes: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit elsewhere")
-@pytest.mark.parametrize("options", [[], ["--dedup", "near", "--near-threshold", "1"]])
+@pytest.mark.parametrize("options", [[], ["--dedup", "near"]])
 def test_two_hundred_megabytes_take_less_than_a_gigabyte(
     shared_data: Path, tmp_path: Path, options: list[str]
 ) -> None:
