@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sparrowlm.config import MixConfig, TokenizerConfig
 from sparrowlm.config.schema import DataConfig
 from sparrowlm.data.mixed import LONGEST_CYCLE, MixedStream, cycle_of, whole_weights
-from sparrowlm.data.mixture import join, named_mix, prepare_mix
+from sparrowlm.data.mixture import contaminations, join, named_mix, prepare_mix
 from sparrowlm.data.shards import Tokens, open_dataset
 from sparrowlm.data.streams import TokenStream
 from sparrowlm.errors import ConfigError, TokenizerError
@@ -150,6 +150,22 @@ def test_sources_are_prepared_with_one_vocabulary(tmp_path: Path) -> None:
     assert prepare_mix(again, TokenizerConfig(kind="bytes"), tmp_path / "c2")[0] == folders[0]
     found = [open_dataset(f) for f in prepare_mix(again, SMALL, tmp_path / "c2")]
     assert join(again.mix, found).vocab_size == mixture.vocab_size
+
+
+def test_text_that_one_source_holds_out_and_another_trains_on_is_named(tmp_path: Path) -> None:
+    config = mix_of(tmp_path)
+    other = json.dumps({"t": "moon 5: moon and moon again"}) + "\n"
+    held = tmp_path / "moon.jsonl"
+    (tmp_path / "b.jsonl").write_text(other * 2 + held.read_text().replace("text", "t"))
+    # By hash of the text the same documents are held out of both; by position they are not.
+    config = replace(config, split="tail")
+    (tmp_path / "b.jsonl").write_text(
+        (tmp_path / "b.jsonl").read_text() + other.replace("moon", "bird") * 300
+    )
+    folders = prepare_mix(config, TokenizerConfig(kind="bytes"), tmp_path / "cache")
+    mixture = join(named_mix(config), [open_dataset(folder) for folder in folders])
+    (note,) = [note for note in contaminations(mixture) if "of moon are" in note]
+    assert note.startswith("contaminated: 30 of 30 held-out documents of moon are trained on in b")
 
 
 def test_other_vocabularies_are_refused(tmp_path: Path) -> None:

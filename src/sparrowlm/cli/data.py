@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import tyro
 from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional
 
+from sparrowlm.config import CleanConfig, DataConfig
+
 if TYPE_CHECKING:
     from sparrowlm.data.prepare import Summary
+
+NOTHING = CleanConfig()
 
 
 def prepare(
@@ -26,11 +31,7 @@ def prepare(
     val_fraction: float = 0.1,
     skip_bad: bool = False,
     workers: int = 0,
-    dedup: Literal["", "exact", "near"] = "",
-    near_threshold: float = 0.8,
-    min_chars: int = 0,
-    max_chars: int = 0,
-    languages: tuple[str, ...] = (),
+    clean: Annotated[CleanConfig, tyro.conf.arg(name="")] = NOTHING,
 ) -> None:
     """Turn text into tokens on disk, ready to train on.
 
@@ -45,14 +46,9 @@ def prepare(
         val_fraction: Share held out.
         skip_bad: Count and list bad rows instead of stopping.
         workers: Processes that encode; 0 is one for each core.
-        dedup: Remove later copies: exact, or near ones too.
-        near_threshold: Share of common 5-character pieces from which a text is a near copy.
-        min_chars: Remove shorter documents.
-        max_chars: Remove longer documents; 0 is none.
-        languages: Remove documents in others than these: zh, en, ja, …
+        clean: What is removed.
     """
     from sparrowlm.cli.show import PrepareProgress
-    from sparrowlm.config import CleanConfig, DataConfig
     from sparrowlm.data.prepare import prepare as write
     from sparrowlm.text.tokenizer import byte_tokenizer, load_tokenizer
 
@@ -66,7 +62,7 @@ def prepare(
         val_fraction=val_fraction,
         skip_bad=skip_bad,
         workers=workers,
-        clean=CleanConfig(dedup, near_threshold, min_chars, max_chars, languages),
+        clean=clean,
     )
     began = time.monotonic()
     with PrepareProgress(console) as progress:

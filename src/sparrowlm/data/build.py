@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sparrowlm import files
 from sparrowlm.config.schema import DataConfig
 from sparrowlm.data.clean import Cleaning
-from sparrowlm.data.contamination import contamination, warning
+from sparrowlm.data.contamination import contamination, warnings
 from sparrowlm.data.encode import Encoder, encode_all
 from sparrowlm.data.reader import Reader
 from sparrowlm.data.shards import DTYPES, FACTS, FORMAT
@@ -80,11 +80,7 @@ def build(
         "rejected": reader.rejected,
         "removed": dict(reader.removed),
         "contamination": shared,
-        "notes": [
-            *notes(plan, config, reader),
-            *([warning(shared)] if shared else []),
-            *tokenizer.notes,
-        ],
+        "notes": [*notes(plan, config, reader), *warnings(shared), *tokenizer.notes],
         "sources": [
             {"path": str(source.path), "bytes": source.path.stat().st_size}
             | ({"group": source.group} if source.group else {})

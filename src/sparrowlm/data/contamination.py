@@ -82,11 +82,12 @@ def contamination(folder: Path, reader: Reader) -> dict[str, object]:
     return {"documents": len(shared), "held_out": len(held_out), "examples": examples}
 
 
-def warning(found: dict[str, object]) -> str:
-    """What a person should know of it."""
+def warnings(found: dict[str, object]) -> list[str]:
+    """What a person should know of it: a sentence, or none."""
+    if not found:
+        return []
     examples = found["examples"]
     named = f", such as {'; '.join(examples)}" if isinstance(examples, list) and examples else ""
-    return (
-        f"{CONTAMINATED} {found['documents']:,} of {found['held_out']:,} held-out documents are"
-        f" trained on as well{named}; the held-out loss flatters. {FIX}"
-    )
+    count = f"{found['documents']:,} of {found['held_out']:,} held-out documents"
+    told = f"{CONTAMINATED} {count} are trained on as well{named}"
+    return [f"{told}; the held-out loss flatters. {FIX}"]
