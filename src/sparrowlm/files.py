@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sparrowlm.errors import DataError, EnvironmentFault, RunError
 
@@ -48,23 +48,38 @@ def disk_faults(path: Path) -> Iterator[None]:
         raise
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file: it is there entirely or as it was before."""
-    with disk_faults(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+@contextmanager
+def writing(final: Path) -> Iterator[BinaryIO]:
+    """Write a file piece by piece: yields it open under a temporary name, and gives it its own
+    once everything is on the disk. On an exception `final` is as it was."""
+    with disk_faults(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=final.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                yield file
             os.chmod(name, 0o644)
-            os.replace(name, path)
+            adopt(Path(name), final)
         except BaseException:
             with suppress(OSError):
                 os.unlink(name)
             raise
-        _sync_folder(path.parent)
+
+
+def adopt(whole: Path, final: Path) -> None:
+    """Give a file that is whole its final name, once it is safe on the disk."""
+    with disk_faults(final):
+        with whole.open("rb+") as file:
+            os.fsync(file.fileno())
+        final.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(whole, final)
+        _sync_folder(final.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file: it is there entirely or as it was before."""
+    with writing(path) as file:
+        file.write(content)
 
 
 def write_text(path: Path, content: str) -> None:

@@ -40,7 +40,6 @@ def plain(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> Tensor:
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that do not divide the row, and groups that do not divide the rows."""
     monkeypatch.setattr(attention, "BLOCK", 5)
-    monkeypatch.setattr(attention, "SCORE_BYTES", 2 * 4 * 4 * 5 * 13)
     monkeypatch.setattr(attention, "BLOCKED_LENGTHS", range(13, 14))
 
 

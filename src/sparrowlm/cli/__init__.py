@@ -20,6 +20,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenizer train": ("tokenizer:train", "learn a vocabulary from text"),
     "tokenizer inspect": ("tokenizer:inspect", "see how a vocabulary cuts text"),
     "data prepare": ("data:prepare", "turn text into tokens on disk"),
+    "data list": ("data_download:list_corpora", "corpora to download, their sizes and licenses"),
+    "data download": ("data_download:download", "download one of them, resumed and checked"),
+    "data inspect": ("data_inspect:inspect", "see what is in a dataset or a text"),
+    "data sample": ("data_sample:sample", "take a random part of a JSON-lines file"),
     "doctor": ("doctor:doctor", "check this machine"),
 }
 

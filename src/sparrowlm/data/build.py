@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sparrowlm import files
 from sparrowlm.config.schema import DataConfig
 from sparrowlm.data.clean import Cleaning
@@ -50,27 +52,52 @@ def build(
     """
     (work / "tokenizer").mkdir()
     tokenizer.save(work / "tokenizer")
-    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     reader = Reader(sources, config, work / REJECTED, cleaning, work / REMOVED)
-    spool, tally = Spool(work, DTYPES[dtype]), Tally()
-    encoder = Encoder(tokenizer, DTYPES[dtype], config.val_fraction)
-    total = sum(source.path.stat().st_size for source in sources)
-    workers, apart = _workers(config, total, tokenizer)
-    folder = work / "tokenizer" if apart else None
+    spool, tally = Spool(work, id_dtype(tokenizer)), Tally()
+    encoder = Encoder(tokenizer, spool.shards.dtype, config.val_fraction)
+    fill(spool, tally, reader, encoder, progress)
+    return finish(spool, tally, reader, encoder), reader
+
+
+def id_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
+    """The smallest type on disk that holds every id."""
+    return DTYPES["uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"]
+
+
+def fill(
+    spool: Spool, tally: Tally, reader: Reader, encoder: Encoder, progress: Progress | None
+) -> None:
+    """Read and encode everything onto the spool. Worker processes read the tokenizer from the
+    folder beside it."""
+    total = sum(source.path.stat().st_size for source in reader.sources)
+    workers, apart = _workers(reader.config, total, encoder.tokenizer)
+    folder = spool.shards.folder / "tokenizer" if apart else None
     for encoded in encode_all(reader.loads(), encoder, workers, folder):
         spool.append(encoded.ids, encoded.table)
         tally.add(encoded.table)
         if progress is not None:
-            progress("encoding", encoded.read, total)
+            progress("encoding", min(encoded.read, total - 1), total)
     if progress is not None:
         progress("encoding", total, total)
+
+
+def finish(spool: Spool, tally: Tally, reader: Reader, encoder: Encoder) -> dict[str, Any]:
+    """What needs the whole: decide the split, deal the spool out, write down the facts.
+
+    Returns:
+        What `dataset.json` says.
+
+    Raises:
+        DataError: no text at all.
+    """
+    config, tokenizer = reader.config, encoder.tokenizer
     check_not_empty(tally, reader)
-    plan = decide(tally, config, grouped=bool(sources[0].group))
+    plan = decide(tally, config, grouped=bool(reader.sources[0].group))
     splits = _deal(spool, tally, plan, encoder, reader)
-    shared = contamination(work, reader)
+    shared = contamination(spool.shards.folder, reader)
     facts = {
         "format": FORMAT,
-        "dtype": dtype,
+        "dtype": encoder.dtype.name,
         "vocab_size": tokenizer.vocab_size,
         "eot_id": tokenizer.eot_id,
         "tokenizer": {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint},
@@ -84,11 +111,11 @@ def build(
         "sources": [
             {"path": str(source.path), "bytes": source.path.stat().st_size}
             | ({"group": source.group} if source.group else {})
-            for source in sources
+            for source in reader.sources
         ],
     }
-    files.write_json(work / FACTS, facts)
-    return facts, reader
+    files.write_json(spool.shards.folder / FACTS, facts)
+    return facts
 
 
 def check_not_empty(tally: Tally, reader: Reader) -> None:

@@ -75,7 +75,8 @@ class Reader:
                 if isinstance(piece, Rejected):
                     self._reject(piece)
                     continue
-                if plain and piece.starts and piece.line and rows == self.rows:
+                first = rows == self.rows
+                if first and plain and piece.starts and piece.line:
                     self.parted.append(str(source.path))
                 if piece.starts:
                     stays = self._judged(source, piece)

@@ -15,19 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Milliseconds forward and backward, one core of a 2.5 GHz AVX-512 Xeon, PyTorch 2.15, float32:
-#   rows x heads (key-value heads) x positions x width    fused kernel    blocks of 64
-#   16 x 4 (4) x 64 x 32                                        3.2           3.6
-#   16 x 8 (4) x 128 x 64                                      31            30
-#   64 x 6 (6) x 256 x 64                                     287           255
-#   8 x 8 (4) x 512 x 64                                      181           124
-#   4 x 8 (4) x 1024 x 64                                     279           245
-#   2 x 8 (4) x 2048 x 64                                     460           482
-# Blocks of 128 take 5 to 10 % longer than those of 64. In bfloat16, where products are cheap, the
-# fused kernel falls further behind: 103 against 56 ms for 8 x 8 x 512 x 64 (two Zen 4 cores).
+# Milliseconds forward and backward, two cores of a 2.5 GHz AVX-512 Xeon, PyTorch 2.15, float32:
+#   rows x heads (key-value heads) x positions x width    fused kernel    blocks of 64    of 128
+#   16 x 4 (4) x 64 x 32                                        3.7           4.8         4.9
+#   16 x 3 (3) x 128 x 64                                      10.4          11.2        11.4
+#   8 x 3 (3) x 256 x 64                                       15.6          16.3        15.8
+#   8 x 8 (4) x 512 x 64                                      140            99         106
+#   4 x 8 (4) x 1024 x 64                                     195           183         183
+#   2 x 8 (4) x 2048 x 64                                     321           364         355
+# In bfloat16, where products are cheap, the fused kernel falls further behind: 103 against 56 ms
+# for 8 x 8 x 512 x 64 (two Zen 4 cores).
 BLOCK = 64
-BLOCKED_LENGTHS = range(256, 1025)
-SCORE_BYTES = 2 << 20  # of one block's scores: they stay in the cache from one pass to the next
+BLOCKED_LENGTHS = range(257, 1025)
 
 
 def causal_attention(
@@ -103,22 +102,23 @@ class _Blocked(torch.autograd.Function):
     Half of the T x T products is never computed, and with documents whatever lies before the
     first one of a block. The attention weights are kept for the backward pass, T^2/2 for each row
     and head: to compute them again takes a seventh product and the exponentials, and 20 % longer.
+    All rows and heads of a block go through one product: smaller pieces would stay in the cache,
+    but each costs a product of its own, and adding to part of a tensor with `baddbmm_` falls back
+    to a loop over rows and heads.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> Tensor:
         rows, length, heads, width = q.shape
         share = heads // k.shape[2]
-        q, k, v = _fold(q, share), _fold(k), _fold(v)
+        q, k, v = _fold(q, share) * width**-0.5, _fold(k), _fold(v)
         mixed, weights = torch.empty_like(q), []
-        blocks = list(_blocks(rows, length, heads, len(k) // rows, starts))
+        blocks = list(_blocks(length, share, starts))
         for block in blocks:
-            scores = torch.bmm(
-                q[block.queries] * width**-0.5, k[block.keys].transpose(1, 2)
-            )  # (g*K, n*N/K, S)
-            block.hide(scores, share)
+            scores = torch.bmm(q[:, block.queries], k[:, block.keys].transpose(1, 2))
+            block.hide(scores, share)  # (B*K, n*N/K, S)
             weights.append(torch.softmax(scores, -1))
-            mixed[block.queries] = torch.bmm(weights[-1], v[block.keys])
+            mixed[:, block.queries] = torch.bmm(weights[-1], v[:, block.keys])
         ctx.save_for_backward(q, k, v, *weights)
         ctx.rows, ctx.blocks = rows, blocks
         return _unfold(mixed, rows, length)
@@ -133,54 +133,45 @@ class _Blocked(torch.autograd.Function):
         grad = _fold(grads[0], q.shape[1] // length)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for block, weight in zip(ctx.blocks, weights, strict=True):
-            x, g = q[block.queries] * scale, grad[block.queries].contiguous()
-            dv[block.keys].baddbmm_(weight.transpose(1, 2), g)
-            slope = torch.bmm(g, v[block.keys].transpose(1, 2))
+            x, g = q[:, block.queries], grad[:, block.queries]
+            slope = torch.bmm(g, v[:, block.keys].transpose(1, 2))
             slope = torch.ops.aten._softmax_backward_data(slope, weight, -1, weight.dtype)
-            dq[block.queries] = torch.bmm(slope, k[block.keys]) * scale
-            dk[block.keys].baddbmm_(slope.transpose(1, 2), x)
+            dq[:, block.queries] = torch.bmm(slope, k[:, block.keys])
+            dk[:, block.keys] += torch.bmm(slope.transpose(1, 2), x)
+            dv[:, block.keys] += torch.bmm(weight.transpose(1, 2), g)
+        dq.mul_(scale)  # q was scaled on its way in, and k's gradient has that from it
         return *(_unfold(each, ctx.rows, length) for each in (dq, dk, dv)), None
 
 
 class _Block(NamedTuple):
-    """Some rows' queries, and the keys up to the last of them."""
+    """Some queries, and the keys up to the last of them."""
 
-    queries: tuple[slice, slice]
-    """Of (B*K, T*N/K, H)."""
-    keys: tuple[slice, slice]
-    """Of (B*K, T, H)."""
+    queries: slice
+    """Of (B*K, T*N/K, H), along its second dimension."""
+    keys: slice
+    """Of (B*K, T, H), along its second dimension."""
     hidden: Tensor
-    """(1 or rows, queries, the last keys) -inf where a query must not look, else 0."""
+    """(1 or B, queries, the last keys) -inf where a query must not look, else 0."""
 
     def hide(self, scores: Tensor, share: int) -> None:
-        """Hide what must not be seen in scores (rows*K, queries*share, keys)."""
+        """Hide what must not be seen in scores (B*K, queries*share, keys)."""
         rows, queries, keys = self.hidden.shape
         parts = scores.unflatten(1, (queries, share)).unflatten(0, (rows, -1))
         parts[..., -keys:].add_(self.hidden[:, None, :, None])
 
 
-def _blocks(
-    rows: int, length: int, heads: int, n_kv_heads: int, starts: Tensor | None
-) -> Iterator[_Block]:
-    """Cut B rows of T queries; a group of rows goes together where its scores stay small."""
-    group = max(1, SCORE_BYTES // (4 * heads * BLOCK * length))
-    if torch.compiler.is_compiling():
-        group = rows  # every product is a node of the graph, and long graphs compile slowly
+def _blocks(length: int, share: int, starts: Tensor | None) -> Iterator[_Block]:
+    """Cut the T queries of every row, each `share` heads wide, into blocks."""
     ahead = torch.full((1, BLOCK, BLOCK), -math.inf).triu(1)
-    share = heads // n_kv_heads
-    for row in range(0, rows, group):
-        part = slice(row * n_kv_heads, (row + group) * n_kv_heads)
-        for start in range(0, length, BLOCK):
-            stop, first = min(start + BLOCK, length), 0
-            hidden = ahead[:, : stop - start, : stop - start]
-            if starts is not None:
-                seen = starts[row : row + group]
-                if not torch.compiler.is_compiling():
-                    first = int(seen[:, start].min())
-                hidden = _unseen(seen, start, stop, first)
-                hidden = torch.zeros(hidden.shape).masked_fill(hidden, -math.inf)
-            queries = slice(start * share, stop * share)
-            yield _Block((part, queries), (part, slice(first, stop)), hidden)
+    for start in range(0, length, BLOCK):
+        stop, first = min(start + BLOCK, length), 0
+        hidden = ahead[:, : stop - start, : stop - start]
+        if starts is not None:
+            if not torch.compiler.is_compiling():
+                first = int(starts[:, start].min())
+            hidden = _unseen(starts, start, stop, first)
+            hidden = torch.zeros(hidden.shape).masked_fill(hidden, -math.inf)
+        yield _Block(slice(start * share, stop * share), slice(first, stop), hidden)
 
 
 def _unseen(starts: Tensor, start: int, stop: int, first: int) -> Tensor:

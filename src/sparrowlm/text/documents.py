@@ -172,20 +172,28 @@ def read_rows(path: Path, text_key: str, on_read: OnRead = None) -> Iterator[Doc
             yield Document(row[0], source, number)
 
 
-def _row_text(line: bytes, text_key: str) -> tuple[str, str]:
-    """The text of a JSON row, or the reason why it has none."""
+def parse_row(line: bytes) -> tuple[dict[str, Any], str]:
+    """The object in a line of JSON lines, or the reason why there is none."""
     if not line.strip():
-        return "", "blank line"
+        return {}, "blank line"
     try:
         row = _parse(line.decode("utf-8"))
     except UnicodeDecodeError as fault:
-        return "", f"not UTF-8 at byte {fault.start + 1} of the line"
+        return {}, f"not UTF-8 at byte {fault.start + 1} of the line"
     except RecursionError:
-        return "", "not JSON: nested too deeply"
+        return {}, "not JSON: nested too deeply"
     except ValueError as fault:
-        return "", f"not JSON: {fault}"
+        return {}, f"not JSON: {fault}"
     if not isinstance(row, dict):
-        return "", f"a JSON {_json_name(row)}, not an object"
+        return {}, f"a JSON {_json_name(row)}, not an object"
+    return row, ""
+
+
+def _row_text(line: bytes, text_key: str) -> tuple[str, str]:
+    """The text of a JSON row, or the reason why it has none."""
+    row, reason = parse_row(line)
+    if reason:
+        return "", reason
     if text_key not in row:
         close = difflib.get_close_matches(text_key, row, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; it has {_some(row)}"
