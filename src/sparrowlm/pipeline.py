@@ -11,6 +11,7 @@ from typing import Any
 from sparrowlm import files
 from sparrowlm.checkpoint import Checkpoint, RunFolder, find_run
 from sparrowlm.config import Recipe, dump_recipe
+from sparrowlm.data.mixture import Mixture, contaminations, join, named_mix, prepare_mix
 from sparrowlm.data.prepare import prepare_cached
 from sparrowlm.data.shards import FACTS, Dataset, is_dataset, open_dataset
 from sparrowlm.data.sources import Source
@@ -92,7 +93,9 @@ def _train(
     """`train`, once the ranks have met. What refers to their group ends with this function."""
     dataset = _dataset(recipe, runtime, progress, dataset_folder)
     recipe = resolve_recipe(recipe, dataset.vocab_size, runtime)
-    checkpoint, changes = resume_point(run, recipe, dataset, runtime) if resume else (None, [])
+    checkpoint, changes = (
+        resume_point(run, recipe, dataset, runtime) if resume else (None, contaminations(dataset))
+    )
     weights = None if checkpoint or not recipe.init.from_ else _weights(Path(recipe.init.from_))
     barrier(runtime)  # nobody writes before all have read
     if runtime.is_main:
@@ -216,7 +219,10 @@ def planned_vocabulary(recipe: Recipe) -> int:
 def _dataset(
     recipe: Recipe, runtime: Runtime, progress: Progress | None, folder: Path | None
 ) -> Dataset:
-    """Open what `data.path` names; text is prepared into the cache first, by rank 0."""
+    """Open what `data.path` or `data.mix` names; text is prepared into the cache first, by rank
+    0."""
+    if folder is None and recipe.data.mix:
+        return _mixture(recipe, runtime, progress)
     if folder is None:
         if not recipe.data.path:
             raise ConfigError(
@@ -231,6 +237,16 @@ def _dataset(
         barrier(runtime)
         folder = prepare_text(recipe, None)
     return open_folder(folder, recipe)
+
+
+def _mixture(recipe: Recipe, runtime: Runtime, progress: Progress | None) -> Mixture:
+    """Open the sources of `data.mix`."""
+    cache = cache_folder() / "prepared"
+    if runtime.is_main:
+        prepare_mix(recipe.data, recipe.tokenizer, cache, progress)
+    barrier(runtime)
+    folders = prepare_mix(recipe.data, recipe.tokenizer, cache)
+    return join(named_mix(recipe.data), [open_folder(folder, recipe) for folder in folders])
 
 
 def open_folder(folder: Path, recipe: Recipe) -> Dataset:

@@ -60,11 +60,26 @@ def test_bad_rows_stop_it_or_are_listed(
     assert f"{rows}:502: not JSON" in shown
 
 
+def test_what_cleaning_removes_is_told(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with rows.open("a") as file:
+        file.write('{"text": "ROW 7"}\n' + json.dumps({"text": "row 3\n" * 9}) + "\n")
+    asked = ["--dedup", "exact", "--min-chars", "10", "--languages", "en", "latin"]
+    assert run(rows, tmp_path / "out", *asked) == 0
+    shown = capsys.readouterr().out
+    assert "2 of 502 documents removed" in shown
+    assert f"too short                    1  {rows}:501" in shown
+    assert f"exact copy                   1  {rows}:502 like {rows}:4" in shown
+    assert open_dataset(tmp_path / "out").description["accepted"] == 500
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         (["--tokenizer", "/absent"], "error: /absent: no such folder"),
         (["--val-fraction", "1.5"], "error: data.val_fraction: is 1.5"),
+        (["--languages", "elvish"], "error: data.clean.languages: 'elvish' is not told apart"),
         (["--encoding", "utf-99"], 'error: data.encoding: "utf-99" is not an encoding'),
     ],
 )

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparrowlm.config import (
+    CleanConfig,
     DataConfig,
+    MixConfig,
     ModelConfig,
     Recipe,
     dump_recipe,
@@ -76,6 +78,50 @@ def test_a_whole_number_serves_as_a_float_and_a_string_as_a_list():
     recipe = recipe_from_dict({"optim": {"lr": 1}, "data": {"path": "a.txt"}})
     assert recipe.optim.lr == 1.0
     assert recipe.data.path == ("a.txt",)
+
+
+MIX = """
+[data]
+val_fraction = 0.2
+
+[[data.mix]]
+path = "stories.jsonl"
+weight = 0.7
+
+[[data.mix]]
+path = ["poems/", "songs.txt"]
+name = "verse"
+{extra}
+[data.clean]
+dedup = "near"
+languages = ["zh", "en"]
+"""
+
+
+def test_lists_of_tables_are_read_and_written_back_equal(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text(MIX.format(extra=""), encoding="utf-8")
+    recipe = load_recipe(path)
+    assert recipe.data.mix == (
+        MixConfig(("stories.jsonl",), 0.7),
+        MixConfig(("poems/", "songs.txt"), name="verse"),
+    )
+    assert recipe.data.clean == CleanConfig("near", languages=("zh", "en"))
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(path) == recipe
+    assert "mix" not in dump_recipe(Recipe())
+
+
+def test_a_fault_in_a_list_of_tables_names_its_entry_and_line(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text(MIX.format(extra="wieght = 2\ntext_key = 3\n"), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    told = str(caught.value)
+    assert "line 12: unknown key data.mix[1].wieght; did you mean weight?" in told
+    assert "line 13: data.mix[1].text_key is 3, and must be of type str" in told
+    with pytest.raises(ConfigError, match=r"data\.mix\[0\] must be a table, not 3"):
+        recipe_from_dict({"data": {"mix": 3}})
 
 
 def test_a_missing_recipe_names_the_nearest():

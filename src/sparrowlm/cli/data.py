@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import tyro
 from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional
 
+from sparrowlm.config import CleanConfig, DataConfig
+
 if TYPE_CHECKING:
     from sparrowlm.data.prepare import Summary
+
+NOTHING = CleanConfig()
 
 
 def prepare(
@@ -27,6 +32,7 @@ def prepare(
     val_fraction: float = 0.1,
     skip_bad: bool = False,
     workers: int = 0,
+    clean: Annotated[CleanConfig, tyro.conf.arg(name="")] = NOTHING,
 ) -> None:
     """Turn text into tokens on disk, ready to train on.
 
@@ -43,9 +49,9 @@ def prepare(
         val_fraction: Share held out.
         skip_bad: Count and list bad rows instead of stopping.
         workers: Processes that encode; 0 is one for each core.
+        clean: What is removed.
     """
     from sparrowlm.cli.show import PrepareProgress
-    from sparrowlm.config import DataConfig
     from sparrowlm.data.prepare import prepare as write
     from sparrowlm.text.tokenizer import byte_tokenizer, load_tokenizer
 
@@ -60,6 +66,7 @@ def prepare(
         val_fraction=val_fraction,
         skip_bad=skip_bad,
         workers=workers,
+        clean=clean,
     )
     began = time.monotonic()
     with PrepareProgress(console) as progress:
@@ -68,6 +75,7 @@ def prepare(
         console.print(Text(line), soft_wrap=True)
     for note in summary.notes:
         console.print(Text(note), soft_wrap=True)
+    _show_removed(summary, console)
     _show_rejected(summary, console)
     console.print(Text(str(summary.folder), "bold"), soft_wrap=True)
 
@@ -88,10 +96,23 @@ def _told(summary: Summary, seconds: float) -> list[str]:
     return lines
 
 
+def _show_removed(summary: Summary, console: Console) -> None:
+    """How many documents cleaning took out, by reason, with an example of each."""
+    if not summary.removed:
+        return
+    total = sum(summary.removed.values())
+    rows = summary.accepted + total + summary.rejected
+    console.print(Text(f"{total:,} of {rows:,} documents removed", "yellow"), soft_wrap=True)
+    for reason, count in summary.removed.items():
+        example = summary.examples.get(reason, "")
+        console.print(Text(f"  {reason:<18}{count:>12,}  {example}"), soft_wrap=True)
+    console.print(Text(f"  examples in {summary.folder / 'removed.jsonl'}"), soft_wrap=True)
+
+
 def _show_rejected(summary: Summary, console: Console) -> None:
     if not summary.rejected:
         return
-    rows = summary.accepted + summary.rejected
+    rows = summary.accepted + sum(summary.removed.values()) + summary.rejected
     console.print(Text(f"{summary.rejected:,} of {rows:,} rows rejected", "yellow"), soft_wrap=True)
     for line in summary.shown:
         console.print(Text(f"  {line}"), soft_wrap=True)

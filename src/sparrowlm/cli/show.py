@@ -88,6 +88,9 @@ class Display:
         )
         if (bits := number(row.get("val_bits_per_byte"))) is not None:
             line.append("  ").append(f"{bits:.3f} bits/byte", "bold")
+        for key, value in row.items():  # of each source of a mixture
+            if key.startswith("val_loss/") and (loss := number(value)) is not None:
+                line.append(f"  {key.removeprefix('val_loss/')} {loss:.3f}")
         best = min(self.evals, key=_val_loss, default=row)
         if _val_loss(best) < _val_loss(row):
             line.append(f"  (best {_loss(best, 'val_')} at step {best['step']})", "dim")

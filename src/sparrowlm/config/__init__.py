@@ -4,9 +4,11 @@ from sparrowlm.config.load import dump_recipe, find_recipe, load_recipe, recipe_
 from sparrowlm.config.resolve import resolve_model
 from sparrowlm.config.schema import (
     CheckpointConfig,
+    CleanConfig,
     DataConfig,
     EvalConfig,
     InitConfig,
+    MixConfig,
     ModelConfig,
     OptimConfig,
     Recipe,
@@ -17,9 +19,11 @@ from sparrowlm.config.schema import (
 
 __all__ = [
     "CheckpointConfig",
+    "CleanConfig",
     "DataConfig",
     "EvalConfig",
     "InitConfig",
+    "MixConfig",
     "ModelConfig",
     "OptimConfig",
     "Recipe",

@@ -81,14 +81,36 @@ def dump_recipe(recipe: Recipe) -> str:
     for field in fields(recipe):
         value = getattr(recipe, field.name)
         if is_dataclass(value):
-            inner = [
-                f"{_key(entry.name)} = {_toml(getattr(value, entry.name))}"
-                for entry in fields(value)
-            ]
-            tables += ["", f"[{_key(field.name)}]", *inner]
+            tables += _table(_key(field.name), value)
         else:
             lines.append(f"{_key(field.name)} = {_toml(value)}")
     return "\n".join(lines + tables) + "\n"
+
+
+def _table(name: str, value: Any) -> list[str]:
+    """A `[name]` with its values, and behind it the tables and lists of tables inside of it."""
+    plain, inner = [], []
+    for entry in fields(value):
+        key, held = _key(entry.name), getattr(value, entry.name)
+        if is_dataclass(held):
+            inner += _table(f"{name}.{key}", held)
+        elif isinstance(held, tuple) and held and is_dataclass(held[0]):
+            for item in held:
+                inner += ["", f"[[{name}.{key}]]", *_table("", item)[2:]]
+        elif not (isinstance(held, tuple) and not held and _is_list_of_tables(value, entry.name)):
+            plain.append(f"{key} = {_toml(held)}")
+    return ["", f"[{name}]", *plain, *inner]
+
+
+def _is_list_of_tables(value: Any, name: str) -> bool:
+    """Whether a field is a list of tables: an empty one is left out of the file."""
+    return _item_kind(get_type_hints(type(value))[name]) is not None
+
+
+def _item_kind(hint: Any) -> type | None:
+    """The dataclass that a `tuple[Kind, ...]` holds, if it holds one."""
+    items = get_args(hint)[:1] if get_origin(hint) is tuple else ()
+    return typing.cast(type, items[0]) if items and is_dataclass(items[0]) else None
 
 
 def _key(name: str) -> str:
@@ -111,6 +133,12 @@ def _build(kind: type, values: Any, prefix: str, faults: list[str], lines: dict[
         elif is_dataclass(hints[known[key]]):
             inner = typing.cast(type, hints[known[key]])
             arguments[known[key]] = _build(inner, value, f"{prefix}{key}.", faults, lines)
+        elif (item := _item_kind(hints[known[key]])) is not None:
+            entries = value if isinstance(value, list | tuple) else [value]
+            arguments[known[key]] = tuple(
+                _build(item, entry, f"{prefix}{key}[{number}].", faults, lines)
+                for number, entry in enumerate(entries)
+            )
         else:
             try:
                 arguments[known[key]] = _convert(hints[known[key]], value)
@@ -161,10 +189,15 @@ def _lines(text: str) -> dict[str, int]:
     """Where each `table.key` of a TOML text stands, by a plain reading of its lines."""
     places: dict[str, int] = {}
     table = ""
+    entries: dict[str, int] = {}  # how often each [[table]] was met
     for number, line in enumerate(text.splitlines(), 1):
         stripped = line.strip()
         if stripped.startswith("[") and "]" in stripped and "=" not in stripped:
-            table = stripped.strip("[]").split("]")[0].strip() + "."
+            name = stripped.strip("[]").split("]")[0].strip()
+            table = name + "."
+            if stripped.startswith("[["):
+                entries[name] = entries.get(name, -1) + 1
+                table = f"{name}[{entries[name]}]."
         elif "=" in stripped and not stripped.startswith("#"):
             places.setdefault(table + stripped.split("=")[0].strip(), number)
     return places

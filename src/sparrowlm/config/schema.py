@@ -58,6 +58,27 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class MixConfig:
+    """One source of a mixture: a table of its own, `[[data.mix]]`."""
+
+    path: tuple[str, ...] = ()  # As data.path
+    weight: float = 1.0  # Its share of the rows, beside the other sources' weights
+    name: str = ""  # In logs; derived: the first path's own name
+    text_key: str = ""  # Key of the text in a JSON row; derived: data.text_key
+
+
+@dataclass(frozen=True)
+class CleanConfig:
+    """What is removed from text before it is split and encoded; nothing unless asked for."""
+
+    dedup: Literal["", "exact", "near"] = ""  # Later copies; near: what resembles an earlier text
+    near_threshold: float = 0.8  # near: share of common 5-character pieces from which it goes
+    min_chars: int = 0  # Shorter documents go
+    max_chars: int = 0  # Longer documents go; 0: none
+    languages: tuple[str, ...] = ()  # Others go: zh, en, ja, ko, ru, ar …; empty: all stay
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What is trained on."""
 
@@ -72,6 +93,8 @@ class DataConfig:
     document_mask: bool = False  # Attention and positions restart at every document
     token_dtype: Literal["uint16", "uint32"] = "uint16"  # Of a headerless train.bin
     workers: int = 0  # Processes that prepare text; 0: one per core
+    mix: tuple[MixConfig, ...] = ()  # Several sources by weight, instead of data.path
+    clean: CleanConfig = field(default_factory=CleanConfig)  # What is removed
 
 
 @dataclass(frozen=True)

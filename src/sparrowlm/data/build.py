@@ -12,6 +12,8 @@ import numpy as np
 
 from sparrowlm import files
 from sparrowlm.config.schema import DataConfig
+from sparrowlm.data.clean import Cleaning
+from sparrowlm.data.contamination import contamination, warnings
 from sparrowlm.data.encode import Encoder, encode_all
 from sparrowlm.data.reader import Reader
 from sparrowlm.data.shards import DTYPES, FACTS, FORMAT
@@ -29,7 +31,7 @@ Progress = Callable[[str, int, int], None]
 """Told what is going on, and how many of how many bytes are done."""
 
 PROCESSES_FROM = 1 << 26  # bytes of input above which workers are processes
-REJECTED = "rejected.jsonl"
+REJECTED, REMOVED = "rejected.jsonl", "removed.jsonl"
 NAMED = 3  # files named in a note
 
 
@@ -40,6 +42,7 @@ def build(
     config: DataConfig,
     progress: Progress | None,
     told: Sequence[str] = (),
+    cleaning: Cleaning | None = None,
 ) -> tuple[dict[str, Any], Reader]:
     """Fill the folder `work` with a prepared dataset, manifest excepted.
 
@@ -59,7 +62,7 @@ def build(
     """
     (work / "tokenizer").mkdir()
     tokenizer.save(work / "tokenizer")
-    reader = Reader(sources, config, work / REJECTED, told=list(told))
+    reader = Reader(sources, config, work / REJECTED, cleaning, work / REMOVED, told=list(told))
     spool, tally = Spool(work, id_dtype(tokenizer)), Tally()
     encoder = Encoder(tokenizer, spool.shards.dtype, config.val_fraction)
     fill(spool, tally, reader, encoder, progress)
@@ -106,6 +109,7 @@ def finish(spool: Spool, tally: Tally, reader: Reader, encoder: Encoder) -> dict
     if tokens is not None:
         plan = plan._replace(at_line_end=False)
     splits = _deal(spool, tally, plan, encoder, tokens or reader)
+    shared = contamination(spool.shards.folder, reader)
     facts = {
         "format": FORMAT,
         "dtype": encoder.dtype.name,
@@ -116,7 +120,14 @@ def finish(spool: Spool, tally: Tally, reader: Reader, encoder: Encoder) -> dict
         "split": {"rule": plan.rule, "val_fraction": config.val_fraction, "reason": plan.reason},
         "accepted": reader.accepted,
         "rejected": reader.rejected,
-        "notes": [*notes(plan, config, reader), *reader.told, *tokenizer.notes],
+        "removed": dict(reader.removed),
+        "contamination": shared,
+        "notes": [
+            *notes(plan, config, reader),
+            *reader.told,
+            *warnings(shared),
+            *tokenizer.notes,
+        ],
         "sources": [
             {"path": str(source.path), "bytes": source.path.stat().st_size}
             | ({"group": source.group} if source.group else {})
@@ -141,12 +152,14 @@ def check_not_empty(tally: Tally, reader: Reader) -> None:
     """
     if tally.bytes:
         return
-    rows = reader.accepted + reader.rejected
+    rows, gone = reader.rows, reader.removed.total()
     names = [str(source.path) for source in reader.sources]
     raise DataError(
         "holds no text" if len(names) == 1 else f"{_some(names)}: no text in any of them",
         where=f"{names[0]}:1" if len(names) == 1 else "",
-        why=f"of {rows} rows, {reader.rejected} were rejected and the rest are empty"
+        why=f"of {rows} rows, {reader.rejected} were rejected"
+        + (f", {gone} removed by data.clean" if gone else "")
+        + " and the rest are empty"
         if rows
         else "",
         fix="check the path and data.text_key",
@@ -237,7 +250,7 @@ def _deal_in_two(
 
 def piece_at(reader: Reader, number: int) -> Any:
     """Piece `number` of all, read again."""
-    again = Reader(reader.sources, reader.config)
+    again = Reader(reader.sources, reader.config, cleaning=reader.cleaning)
     _, piece = next(islice(again.pieces(), number, None))
     return piece
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sparrowlm import files
 from sparrowlm.config.schema import DataConfig, TokenizerConfig
 from sparrowlm.data.build import Progress, check_not_empty, cut_position
-from sparrowlm.data.encode import Load
+from sparrowlm.data.clean import Cleaning, judge, wants_cleaning
 from sparrowlm.data.reader import Reader
 from sparrowlm.data.shards import FACTS, FORMAT, sizes_match
 from sparrowlm.data.sources import Source
@@ -32,12 +33,10 @@ from sparrowlm.data.writer import Spool
 from sparrowlm.errors import ConfigError
 from sparrowlm.text.documents import format_of
 
-if TYPE_CHECKING:
-    from sparrowlm.text.tokenizer import Tokenizer
-
 READING = ("text_key", "encoding", "document_separator", "split", "val_fraction", "skip_bad")
 """The settings of `DataConfig` that decide what a prepared dataset holds."""
 LEARNING = ("kind", "vocab_size", "pattern", "character_budget")
+T = TypeVar("T")
 WHOLE = 1 << 30  # bytes up to which a file is hashed whole
 SPREAD, BLOCK = 256, 1 << 20
 
@@ -48,7 +47,7 @@ def cache_key(sources: list[Source], config: DataConfig, tokenizer: TokenizerCon
     A file of up to 1 GiB is hashed whole. Of a larger one, its size, its time of change and 256
     evenly spread MiB are, so that a start does not read a hundred gigabytes.
     """
-    parts = {
+    parts: dict[str, Any] = {
         "format": FORMAT,
         "files": [
             [content_hash(source.path), source.group, format_of(source.path)] for source in sources
@@ -56,6 +55,8 @@ def cache_key(sources: list[Source], config: DataConfig, tokenizer: TokenizerCon
         "data": {name: getattr(config, name) for name in READING},
         "tokenizer": _tokenizer_key(tokenizer),
     }
+    if wants_cleaning(config.clean):
+        parts["clean"] = asdict(config.clean)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -77,62 +78,85 @@ def is_whole(folder: Path) -> bool:
     return (folder / FACTS).is_file() and sizes_match(folder)
 
 
-def tokenizer_for(
-    sources: list[Source],
-    config: DataConfig,
-    tokenizer: TokenizerConfig,
-    work: Path,
-    progress: Progress | None = None,
-) -> Tokenizer:
-    """The tokenizer of a recipe; bpe and chars are learned from the text.
+def clean(
+    sources: list[Source], config: DataConfig, work: Path, progress: Progress | None = None
+) -> Cleaning | None:
+    """Which documents `data.clean` removes; None where it asks for nothing.
 
     Args:
         work: an existing folder for what is needed meanwhile; left as it was.
 
     Raises:
-        ConfigError: it is to be learned, and the sources are tokens.
+        ConfigError: the sources are tokens, whose text nobody has.
     """
-    from sparrowlm.text.tokenizer import make_tokenizer
-
-    if are_tokens(sources) and tokenizer.kind in ("bpe", "chars"):
+    if not wants_cleaning(config.clean):
+        return None
+    if are_tokens(sources):
         raise ConfigError(
-            f'is "{tokenizer.kind}", which is learned from text, and the data is tokens already',
+            "cleans text, and the data is tokens already",
+            where="data.clean",
+            fix="leave data.clean out, or give the text that the tokens were made from",
+        )
+    reader = Reader(sources, config)
+    return judge(_shown(reader, reader.seen(), "cleaning", progress), config.clean, work)
+
+
+def learning_texts(
+    sources: list[Source],
+    config: DataConfig,
+    kind: str,
+    work: Path,
+    progress: Progress | None = None,
+    cleaning: Cleaning | None = None,
+) -> Iterator[str]:
+    """What a tokenizer of this kind, bpe or chars, is learned from.
+
+    Args:
+        work: an existing folder for what is needed meanwhile; left as it was.
+
+    Raises:
+        ConfigError: the sources are tokens.
+    """
+    if are_tokens(sources):
+        raise ConfigError(
+            f'is "{kind}", which is learned from text, and the data is tokens already',
             where="tokenizer.kind",
             fix='name the one that made them: "folder" with tokenizer.path, "gpt2" or "bytes"',
         )
-
-    def texts() -> Iterator[str]:
-        if tokenizer.kind == "chars":
-            return (piece.text for _, piece in Reader(sources, config).pieces())
-        return training_texts(sources, config, work, progress)
-
-    return make_tokenizer(tokenizer, texts)
+    if kind == "chars":
+        reader = Reader(sources, config, cleaning=cleaning)
+        return (piece.text for _, piece in reader.pieces())
+    return training_texts(sources, config, work, progress, cleaning)
 
 
 def training_texts(
-    sources: list[Source], config: DataConfig, work: Path, progress: Progress | None = None
+    sources: list[Source],
+    config: DataConfig,
+    work: Path,
+    progress: Progress | None = None,
+    cleaning: Cleaning | None = None,
 ) -> Iterator[str]:
     """The text of the training side, in order; long documents in pieces.
 
     Reads the input twice: how it is split is known only once all of it has been seen.
     """
-    spool, tally, plan = _survey(sources, config, work, progress)
+    reader = Reader(sources, config, cleaning=cleaning)
+    spool, tally, plan = _survey(reader, work, progress)
     try:
         table = spool.finish()
         cut = find_cut(table, tally, config.val_fraction) if plan.rule == "tail" else None
         del table
     finally:
         spool.remove()
-    yield from _training_side(Reader(sources, config), plan, cut, progress)
+    again = Reader(sources, config, cleaning=cleaning)
+    yield from _training_side(again, plan, cut, progress)
 
 
-def _survey(
-    sources: list[Source], config: DataConfig, work: Path, progress: Progress | None
-) -> tuple[Spool, Tally, Plan]:
+def _survey(reader: Reader, work: Path, progress: Progress | None) -> tuple[Spool, Tally, Plan]:
     """All pieces without their tokens, and how they are to be split."""
     spool, tally = Spool(work, np.dtype("<u2")), Tally()
-    reader = Reader(sources, config)
-    for load in _shown(reader, "reading", progress):
+    config = reader.config
+    for load in _shown(reader, reader.loads(), "reading", progress):
         table = np.zeros(len(load.texts), PIECE)
         table["characters"] = list(map(len, load.texts))
         contents = [text.encode() for text in load.texts]
@@ -144,7 +168,7 @@ def _survey(
         spool.append(np.empty(0, "<u2"), table)
         tally.add(table)
     check_not_empty(tally, reader)
-    return spool, tally, decide(tally, config, grouped=bool(sources[0].group))
+    return spool, tally, decide(tally, config, grouped=bool(reader.sources[0].group))
 
 
 def _training_side(
@@ -152,7 +176,7 @@ def _training_side(
 ) -> Iterator[str]:
     share = reader.config.val_fraction if plan.rule in ("hash", "group") else 0.0
     number = 0
-    for load in _shown(reader, "learning the vocabulary", progress):
+    for load in _shown(reader, reader.loads(), "learning the vocabulary", progress):
         for text, flag in zip(load.texts, load.flags, strict=True):
             if cut is not None and number == cut.piece:
                 if cut.inside is not None:
@@ -163,12 +187,12 @@ def _training_side(
                 yield text
 
 
-def _shown(reader: Reader, what: str, progress: Progress | None) -> Iterator[Load]:
-    """The reader's loads, and how far it is."""
+def _shown(reader: Reader, loads: Iterator[T], what: str, progress: Progress | None) -> Iterator[T]:
+    """Loads of a reader, and how far it is."""
     total = sum(source.path.stat().st_size for source in reader.sources)
-    for load in reader.loads():
+    for load in loads:
         if progress is not None:
-            progress(what, load.read, total)
+            progress(what, reader.read, total)
         yield load
     if progress is not None:
         progress(what, total, total)

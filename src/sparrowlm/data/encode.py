@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sparrowlm.data.likeness import same_text
 from sparrowlm.data.split import ENDS, PIECE, decided
 from sparrowlm.errors import EnvironmentFault, TokenizerError
 
@@ -60,7 +61,7 @@ class Encoder:
             TokenizerError: an id that is not in the vocabulary.
         """
         table = np.zeros(len(load.texts), PIECE)
-        table["bytes"], table["flags"] = self._look(load)
+        table["bytes"], table["flags"], table["text"] = self._look(load)
         table["characters"] = list(map(len, load.texts))
         found = self.tokenizer.encode_batch(load.texts, threads=1)
         lengths = np.fromiter(map(len, found), np.int64, len(found))
@@ -85,14 +86,15 @@ class Encoder:
         encoded = self(Load([text], [flag], 0))
         return encoded.ids, encoded.table
 
-    def _look(self, load: Load) -> tuple[list[int], list[int]]:
-        """UTF-8 bytes and decided flags of each piece."""
-        sizes, flags = [], []
+    def _look(self, load: Load) -> tuple[list[int], list[int], np.ndarray]:
+        """UTF-8 bytes, decided flags and text hash of each piece."""
+        sizes, flags, hashes = [], [], []
         for text, flag in zip(load.texts, load.flags, strict=True):
             content = text.encode()
             sizes.append(len(content))
             flags.append(decided(flag, content, self.share))
-        return sizes, flags
+            hashes.append(same_text(content))
+        return sizes, flags, np.frombuffer(b"".join(hashes), "<u8")[::2]
 
 
 def encode_all(

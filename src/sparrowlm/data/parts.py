@@ -29,6 +29,7 @@ from sparrowlm import files
 from sparrowlm.config.schema import DataConfig
 from sparrowlm.data.build import REJECTED, fill, finish, id_dtype
 from sparrowlm.data.cache import READING
+from sparrowlm.data.clean import wants_cleaning
 from sparrowlm.data.encode import Encoder
 from sparrowlm.data.lock import locked
 from sparrowlm.data.reader import SHOWN, Reader
@@ -36,7 +37,7 @@ from sparrowlm.data.shards import sizes_match
 from sparrowlm.data.sources import Source, as_sources
 from sparrowlm.data.split import PIECE, Tally, check_share
 from sparrowlm.data.writer import Spool
-from sparrowlm.errors import DataError
+from sparrowlm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from sparrowlm.text.tokenizer import Tokenizer
@@ -100,8 +101,11 @@ class EncodeParts:
 
         Raises:
             DataError: as `prepare`.
+            ConfigError: cleaning is asked for, which looks at all documents together.
         """
         check_share(self.job.config)
+        if wants_cleaning(self.job.config.clean):
+            raise ConfigError("needs one `sparrow data prepare` of it all", where="data.clean")
         tokenizer = self.job.load_tokenizer()
         sources = self.job.sources()
         for number in range(rank, len(sources), world_size):

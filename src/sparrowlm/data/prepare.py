@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from sparrowlm import files
 from sparrowlm.config.schema import DataConfig, TokenizerConfig
 from sparrowlm.data.build import Progress, build
-from sparrowlm.data.cache import cache_key, is_whole, tokenizer_for
+from sparrowlm.data.cache import cache_key, clean, is_whole, learning_texts
+from sparrowlm.data.clean import check_cleaning
 from sparrowlm.data.lock import locked
 from sparrowlm.data.sources import Source, as_sources
 from sparrowlm.data.split import check_share
@@ -39,6 +40,10 @@ class Summary:
     rejected: int
     shown: tuple[str, ...]
     """The first rejections, as file:line: reason; all of them are in `rejected.jsonl`."""
+    removed: dict[str, int]
+    """Documents that cleaning took out, by reason; examples are in `removed.jsonl`."""
+    examples: dict[str, str]
+    """One for each of those reasons, as file:line, and the document it is like."""
     notes: tuple[str, ...]
     """What a person should know: how it was split and why, what parted documents."""
 
@@ -67,19 +72,23 @@ def prepare(
         RunError: `out` exists, or another process writes it.
     """
     check_share(config)
+    check_cleaning(config.clean)
     passed_over: Counter[str] = Counter()
     sources = as_sources(inputs, config.mirror, passed_over)
     with locked(out, wait=False):
         files.sweep(out.parent, out.name)
         with files.publish(out) as work:
             told = told_of(passed_over)
-            facts, reader = build(sources, tokenizer, work, config, progress, told)
+            cleaning = clean(sources, config, work, progress)
+            facts, reader = build(sources, tokenizer, work, config, progress, told, cleaning)
     return Summary(
         folder=out,
         splits=facts["splits"],
         accepted=reader.accepted,
         rejected=reader.rejected,
         shown=tuple(reader.shown),
+        removed=facts["removed"],
+        examples=reader.examples,
         notes=tuple(facts["notes"]),
     )
 
@@ -110,7 +119,10 @@ def prepare_cached(
     Raises:
         DataError: as `prepare`.
     """
+    from sparrowlm.text.tokenizer import make_tokenizer
+
     check_share(config)
+    check_cleaning(config.clean)
     passed_over: Counter[str] = Counter()
     inputs = sources if sources is not None else config.path
     found = as_sources(inputs, config.mirror, passed_over)
@@ -124,8 +136,13 @@ def prepare_cached(
             shutil.rmtree(folder)
         files.sweep(cache, folder.name)
         with files.publish(folder) as work:
-            tokenizer = tokenizer_for(found, config, tokenizer_config, work, progress)
-            build(found, tokenizer, work, config, progress, told_of(passed_over))
+            cleaning = clean(found, config, work, progress)
+            kind = tokenizer_config.kind
+            tokenizer = make_tokenizer(
+                tokenizer_config,
+                lambda: learning_texts(found, config, kind, work, progress, cleaning),
+            )
+            build(found, tokenizer, work, config, progress, told_of(passed_over), cleaning)
     return folder
 
 

@@ -5,7 +5,8 @@ A prepared dataset is a folder:
     dataset.json              the facts: dtype, splits, tokenizer fingerprint, sources, counts
     train-00000.bin …         token ids, uint16 or uint32, little-endian, nothing else
     train-documents.u64       where each document starts, uint64, little-endian
-    val-00000.bin, val-documents.u64
+    train-texts.hash          a hash of each document's text (`contamination`), uint64
+    val-00000.bin, val-documents.u64, val-texts.hash
     tokenizer/
     manifest.json             hashes, written last
 
@@ -59,7 +60,7 @@ class Tokens:
         document_starts: np.ndarray | None = None,
     ) -> None:
         self.paths = tuple(paths)
-        self.vocab_size = vocab_size
+        self.dtype, self.vocab_size = dtype, vocab_size
         self.document_starts = document_starts
         self._maps = [_map(path, DTYPES[dtype]) for path in self.paths]
         self._ends = np.cumsum([len(held) for held in self._maps], dtype=np.int64)

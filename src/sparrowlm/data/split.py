@@ -34,8 +34,10 @@ LARGEST = 0.05  # share of the bytes above which one document rules out a split 
 STARTS, ENDS, HELD_OUT, UNDECIDED = 1, 2, 4, 8
 """Flags of a piece: it begins a document, ends one, is held out; its text has yet to decide."""
 
-PIECE = np.dtype([("tokens", "<u8"), ("bytes", "<u8"), ("characters", "<u8"), ("flags", "u1")])
-"""One row of the table: a piece of a document, most often all of it."""
+PIECE = np.dtype(
+    [("tokens", "<u8"), ("bytes", "<u8"), ("characters", "<u8"), ("text", "<u8"), ("flags", "u1")]
+)
+"""One row of the table: a piece of a document, most often all of it; `text` is a hash of it."""
 
 
 def falls_out(content: bytes, share: float) -> bool:

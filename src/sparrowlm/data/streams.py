@@ -62,11 +62,12 @@ class TokenStream:
 
         Concatenated over the ranks they are the rows of the step, whatever the world size.
         """
-        first = step * self.rows + rank * self.rows // world_size
-        stop = step * self.rows + (rank + 1) * self.rows // world_size
-        starts = self._starts(np.arange(first, stop, dtype=np.int64))
-        found = self.tokens.rows(starts, self.seq_len + 1)
-        return _batch(found, self.separator)
+        rows = np.arange(*rank_rows(step, self.rows, rank, world_size), dtype=np.int64)
+        return batch_of(self.read(rows), self.separator)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """(B, T + 1) ids of the global `rows` (B,)."""
+        return self.tokens.rows(self._starts(rows), self.seq_len + 1)
 
     def _starts(self, rows: np.ndarray) -> np.ndarray:
         """(B,) positions where the global `rows` (B,) start."""
@@ -79,6 +80,12 @@ class TokenStream:
             order = permute(within[chosen], self.rows_per_epoch, seed)
             starts[chosen] = (order * self.seq_len + offset) % len(self.tokens)
         return starts
+
+
+def rank_rows(step: int, rows: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The first global row of a rank in a step of `rows` rows, and the one behind its last."""
+    first = step * rows + rank * rows // world_size
+    return first, step * rows + (rank + 1) * rows // world_size
 
 
 def windows(
@@ -156,7 +163,7 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def _batch(found: np.ndarray, separator: int | None) -> Batch:
+def batch_of(found: np.ndarray, separator: int | None) -> Batch:
     """A batch from (B, T + 1) ids."""
     tokens = torch.from_numpy(found[:, :-1].copy())
     return Batch(
@@ -192,7 +199,7 @@ def _padded(
     found[len(starts) - 1, :inside] = tokens.read(last, inside)
     lengths[: len(starts)] = seq_len
     lengths[len(starts) - 1] = inside - 1
-    batch = _batch(found, separator)
+    batch = batch_of(found, separator)
     mask = torch.from_numpy(np.arange(seq_len) < lengths[:, None])
     if batch.segments is not None:
         batch.segments.masked_fill_(~mask, -1)

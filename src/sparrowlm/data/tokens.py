@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparrowlm.data.encode import Encoded
+from sparrowlm.data.likeness import text_hash
 from sparrowlm.data.reader import Reader
 from sparrowlm.data.split import ENDS, HASHED, HELD_OUT, PIECE, STARTS, falls_out
 from sparrowlm.errors import DataError
@@ -139,13 +140,19 @@ class TokenPieces:
         sums = np.concatenate([[0], np.cumsum(self._sizes[ids])])
         stops = np.cumsum(lengths)
         table["bytes"] = sums[stops] - sums[stops - lengths]
+        pieces = np.split(ids, stops[:-1])
+        table["text"] = [text_hash(self._content(piece)) for piece in pieces]
         return table
+
+    def _content(self, ids: np.ndarray) -> bytes:
+        """The UTF-8 text of some ids; an end-of-text token has none."""
+        return b"".join([self._contents[token] for token in ids.tolist()])
 
     def _side(self, ids: np.ndarray) -> int:
         """The flag of a document that begins with `ids`: where its text would go."""
         if self._reader.config.split != "hash":
             return 0
-        content = b"".join([self._contents[token] for token in ids[:HASHED].tolist()])
+        content = self._content(ids[:HASHED])
         return HELD_OUT * falls_out(content, self._reader.config.val_fraction)
 
 

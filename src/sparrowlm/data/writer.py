@@ -70,21 +70,24 @@ class ShardWriter:
 
 
 class SplitWriter:
-    """Shards of a split, where its documents start, and its sums."""
+    """Shards of a split, where its documents start, hashes of their texts, and its sums."""
 
     def __init__(self, folder: Path, name: str, dtype: np.dtype[Any], shard: int = SHARD) -> None:
         self.shards = ShardWriter(folder, name, dtype, shard)
         self.documents = self.bytes = 0
         self._starts = (folder / f"{name}-documents.u64").open("wb")
+        self._texts = (folder / f"{name}-texts.hash").open("wb")
 
     def append(self, ids: np.ndarray, table: np.ndarray) -> None:
         """Write the pieces of `table`, whose ids are `ids`, one after the other."""
         lengths = table["tokens"].astype(np.int64)
         starts = self.shards.tokens + np.cumsum(lengths) - lengths
-        starts = starts[(table["flags"] & STARTS) > 0]
+        begins = (table["flags"] & STARTS) > 0
+        starts = starts[begins]
         self.shards.append(ids)
         with disk_faults(self.shards.folder):
             self._starts.write(raw(starts, np.dtype("<u8")))
+            self._texts.write(raw(table["text"][begins], np.dtype("<u8")))
         self.documents += len(starts)
         self.bytes += int(table["bytes"].sum())
 
@@ -92,6 +95,7 @@ class SplitWriter:
         """Finish; what `dataset.json` says of the split."""
         with disk_faults(self.shards.folder):
             self._starts.close()
+            self._texts.close()
         return {
             "tokens": self.shards.tokens,
             "documents": self.documents,

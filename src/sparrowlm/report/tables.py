@@ -80,6 +80,11 @@ def _told(meaning: str, default: Any) -> str:
 
 
 def _shown(value: Any) -> str:
+    if is_dataclass(value):  # a table inside of a table: what differs from its schema
+        usual = type(value)()
+        told = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+        parts = [f"{name} {_shown(v)}" for name, v in told.items() if v != getattr(usual, name)]
+        return ", ".join(parts) or "none"
     if isinstance(value, tuple):
         return ", ".join(_shown(item) for item in value) or "none"
     if isinstance(value, bool):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from sparrowlm.text.reading import OnRead, read_blocks, split_lines
 
+_DECODER = json.JSONDecoder()
 LARGEST_ROW = 1 << 26  # characters; beyond, a quote or a bracket was left open
 
 
@@ -61,7 +62,7 @@ def parse_row(line: bytes) -> tuple[dict[str, Any], str]:
     if not line.strip():
         return {}, "blank line"
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = _parse(line.decode("utf-8"))
     except UnicodeDecodeError as fault:
         return {}, f"not UTF-8 at byte {fault.start + 1} of the line"
     except RecursionError:
@@ -111,6 +112,15 @@ def no_key(what: str, key: str, present: Iterable[str]) -> str:
     shown = ", ".join(map(repr, names[:5])) + (" …" if len(names) > 5 else "")
     hint = f"did you mean {close[0]!r}?" if close else f"it has {shown or 'none'}"
     return f"no {what} {key!r}; {hint} (--text-key, data.text_key)"
+
+
+def _parse(text: str) -> Any:
+    """`json.loads`, half of whose time on a short row goes by around the decoder."""
+    try:
+        value, end = _DECODER.raw_decode(text)
+    except ValueError:  # a fault, or white space where the value should begin
+        return json.loads(text)
+    return value if end == len(text) else json.loads(text)
 
 
 def _json_name(value: object) -> str:

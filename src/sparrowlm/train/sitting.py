@@ -15,11 +15,12 @@ from typing import Any, Protocol
 from sparrowlm.checkpoint import Checkpoint, RunFolder
 from sparrowlm.config import Recipe
 from sparrowlm.config.units import parse_span
+from sparrowlm.data.mixed import MixedStream
+from sparrowlm.data.mixture import Mixture
 from sparrowlm.data.shards import Dataset
-from sparrowlm.evaluate.likelihood import evaluate
 from sparrowlm.runtime import Runtime, derived_seed, peak_memory_bytes
 from sparrowlm.train.build import Parts
-from sparrowlm.train.stages import STAGES
+from sparrowlm.train.measure import finite, measure
 from sparrowlm.train.trainer import Row, Trainer
 
 
@@ -151,14 +152,23 @@ class Sitting:
             "bits_per_byte": None,
             **means,
             "lr": self.recipe.optim.lr * row.lr_scale,
-            "grad_norm": _finite(row.grad_norm),
+            "grad_norm": finite(row.grad_norm),
             "tokens": row.tokens,
+            **self._by_source(row.step),
             "seconds": round(row.seconds, 3),
             "tokens_per_second": round(tokens_per_second, 1),
             "mfu": round(flops / self.ceiling, 4) if self.ceiling else None,
             "memory_bytes": peak_memory_bytes(self.runtime.device),
             "skipped": self.trainer.state.skipped,
         }
+
+    def _by_source(self, step: int) -> dict[str, int]:
+        """The tokens of each source of a mixture up to a step, which its stream knows."""
+        stream = self.trainer.stream
+        if not isinstance(self.dataset, Mixture) or not isinstance(stream, MixedStream):
+            return {}
+        counts = zip(self.dataset.parts, stream.tokens(step), strict=True)
+        return {f"tokens/{part.name}": count for part, count in counts}
 
     def event(self, message: str, row: Row | None = None) -> None:
         """Tell the log and the person."""
@@ -176,12 +186,10 @@ class Sitting:
         Returns:
             Whether it is the best so far.
         """
-        batches = STAGES[self.recipe.stage].held_out(self.recipe, self.dataset)
-        found = evaluate(self.parts.objective, self.parts.model, batches, self.runtime)
-        if "loss" not in found:
+        found = measure(self.parts, self.recipe, self.dataset, self.runtime)
+        if "val_loss" not in found:
             return False
-        loss = _mean(found["loss"])
-        bits = _mean(found["bits_per_byte"]) if "bits_per_byte" in found else None
+        loss = found["val_loss"]
         state = self.trainer.state
         improved = loss is not None and loss < (state.best_val_loss or math.inf)
         if improved:
@@ -190,8 +198,8 @@ class Sitting:
             values = {
                 "kind": "eval",
                 "step": row.step,
-                "val_loss": loss,
-                "val_bits_per_byte": bits,
+                "val_bits_per_byte": None,
+                **found,
                 "tokens": row.tokens,
                 "seconds": round(row.seconds, 3),
             }
@@ -239,9 +247,4 @@ def snapshot(parts: Parts) -> Checkpoint:
 
 def _mean(pair: tuple[float, float]) -> float | None:
     total, count = pair
-    return _finite(total / count) if count else None
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None
+    return finite(total / count) if count else None

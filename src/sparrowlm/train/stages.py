@@ -9,26 +9,46 @@ from torch import Tensor
 
 from sparrowlm.batch import Batch, Objective
 from sparrowlm.config import Recipe
+from sparrowlm.data.mixed import MixedStream
+from sparrowlm.data.mixture import Mixture
 from sparrowlm.data.shards import Dataset
 from sparrowlm.data.streams import TokenStream, windows
+from sparrowlm.errors import DataError
 from sparrowlm.objectives.next_token import NextToken
+from sparrowlm.runtime import derived_seed
 
 
 class Stage(NamedTuple):
     """Two holes of the loop, filled."""
 
-    stream: Callable[[Recipe, Dataset], TokenStream]
+    stream: Callable[[Recipe, Dataset], TokenStream | MixedStream]
     held_out: Callable[[Recipe, Dataset], Iterator[Batch]]
     objective: Callable[[Tensor | None], Objective]
 
 
-def token_stream(recipe: Recipe, dataset: Dataset) -> TokenStream:
-    """Rows of the training split in a seeded order."""
+def token_stream(recipe: Recipe, dataset: Dataset) -> TokenStream | MixedStream:
+    """Rows of the training split in a seeded order; those of a mixture by weight."""
+    rows = recipe.train.batch_tokens // recipe.train.seq_len
+    if not isinstance(dataset, Mixture):
+        return _rows_of(recipe, dataset, rows, recipe.train.seed)
+    streams = []
+    for number, part in enumerate(dataset.parts):
+        try:
+            seed = derived_seed(recipe.train.seed, number)
+            streams.append(_rows_of(recipe, part.dataset, rows, seed))
+        except DataError as fault:
+            raise DataError(
+                fault.what, where=f"data.mix, source {part.name!r}", why=fault.where, fix=fault.fix
+            ) from fault
+    return MixedStream(streams, [part.weight for part in dataset.parts], rows)
+
+
+def _rows_of(recipe: Recipe, dataset: Dataset, rows: int, seed: int) -> TokenStream:
     return TokenStream(
         dataset.train,
         seq_len=recipe.train.seq_len,
-        rows=recipe.train.batch_tokens // recipe.train.seq_len,
-        seed=recipe.train.seed,
+        rows=rows,
+        seed=seed,
         eot_id=dataset.eot_id,
         document_mask=recipe.data.document_mask,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparrowlm.checkpoint import RunFolder
+from sparrowlm.data.mixture import Mixture
 from sparrowlm.data.shards import Dataset
 from sparrowlm.evaluate.yardsticks import (
     gzip_bits_per_byte,
@@ -37,6 +38,7 @@ def summarize(run: RunFolder, parts: Parts, dataset: Dataset) -> dict[str, Any]:
         "val_loss": best.get("val_loss"),
         "val_bits_per_byte": best.get("val_bits_per_byte"),
         **yardsticks(dataset),
+        **({"sources": by_source(dataset, steps, best)} if isinstance(dataset, Mixture) else {}),
         "wall_seconds": round(state.seconds, 3),
         "tokens_per_second": speeds[len(speeds) // 2] if speeds else None,
         "mfu": shares[len(shares) // 2] if shares else None,
@@ -44,11 +46,31 @@ def summarize(run: RunFolder, parts: Parts, dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def by_source(
+    mixture: Mixture, steps: list[dict[str, Any]], best: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What was drawn of each source of a mixture, how often it was gone through, and what it
+    costs held out."""
+    last = steps[-1] if steps else {}
+    found = {}
+    for part in mixture.parts:
+        tokens = last.get(f"tokens/{part.name}", 0)
+        found[part.name] = {
+            "weight": part.weight,
+            "tokens": tokens,
+            "passes": round(tokens / len(part.dataset.train), 3),
+            "val_loss": best.get(f"val_loss/{part.name}"),
+            "val_bits_per_byte": best.get(f"val_bits_per_byte/{part.name}"),
+        }
+    return found
+
+
 def yardsticks(dataset: Dataset) -> dict[str, float | None]:
     """What compressors make of the held-out bytes; null without a tokenizer or held-out split,
-    and primed where the training text is too large for xz to remember."""
+    and primed where the training text is too large for xz to remember. Null for a mixture, whose
+    held-out loss is weighted as no file is."""
     keys = ("gzip_bits_per_byte", "xz_bits_per_byte", "xz_primed_bits_per_byte")
-    held_out = dataset.val_bytes(YARDSTICK_TOKENS)
+    held_out = None if isinstance(dataset, Mixture) else dataset.val_bytes(YARDSTICK_TOKENS)
     if not held_out:
         return dict.fromkeys(keys)
     primed = None

@@ -1,0 +1,210 @@
+"""A mixture's sources: each prepared on its own, all with one vocabulary, opened together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sparrowlm import files
+from sparrowlm.config.schema import DataConfig, MixConfig, TokenizerConfig
+from sparrowlm.data.build import Progress
+from sparrowlm.data.cache import cache_key, clean, learning_texts
+from sparrowlm.data.contamination import CONTAMINATED, text_hashes, trained_on
+from sparrowlm.data.lock import locked
+from sparrowlm.data.prepare import prepare_cached
+from sparrowlm.data.shards import FACTS, Dataset, Tokens, is_dataset
+from sparrowlm.data.sources import as_sources
+from sparrowlm.errors import ConfigError, TokenizerError
+from sparrowlm.text.tokenizer import TOKENIZER_JSON, make_tokenizer
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source of a mixture."""
+
+    name: str
+    weight: float
+    dataset: Dataset
+
+
+@dataclass(frozen=True)
+class Mixture(Dataset):
+    """Several datasets with one vocabulary. `train` and `val` are theirs one after the other;
+    what is drawn from them by weight is `mixed.MixedStream`'s to say."""
+
+    parts: tuple[Part, ...] = ()
+
+
+def named_mix(config: DataConfig) -> tuple[MixConfig, ...]:
+    """The sources of a mixture, each with its name and text key filled in.
+
+    Raises:
+        ConfigError: a source without a path or with a weight that is not above zero, two of one
+            name, or `data.path` besides.
+    """
+    found = tuple(
+        replace(
+            entry,
+            name=entry.name or (Path(entry.path[0]).name.split(".")[0] if entry.path else ""),
+            text_key=entry.text_key or config.text_key,
+        )
+        for entry in config.mix
+    )
+    names = [entry.name for entry in found]
+    faults = ["data.path and data.mix are both given; keep one"] if config.path else []
+    for number, entry in enumerate(found):
+        if not entry.path:
+            faults.append(f"data.mix[{number}].path is empty")
+        if not 0 < entry.weight < float("inf"):
+            faults.append(f"data.mix[{number}].weight is {entry.weight}, and must be above zero")
+        if entry.name in names[:number]:
+            faults.append(f"data.mix[{number}].name is {entry.name!r} as of another source")
+    if faults:
+        raise ConfigError("; ".join(faults), where="data.mix")
+    return found
+
+
+def prepare_mix(
+    config: DataConfig,
+    tokenizer: TokenizerConfig,
+    cache: Path,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """The prepared datasets of a mixture's sources, made in the cache where they are text.
+
+    They share one vocabulary: that of a source which is prepared already, or else the recipe's,
+    learned from the training sides of all of them (and from all the text, evenly: weights do not
+    count here). Cleaning compares the documents of a source with each other, not with another's.
+
+    Raises:
+        ConfigError: as `named_mix`.
+        DataError: as `prepare_cached`.
+    """
+    mix = named_mix(config)
+    shared = _vocabulary(config, mix, tokenizer, cache, progress)
+    return [
+        Path(entry.path[0])
+        if _is_prepared(entry)
+        else prepare_cached(_alone(config, entry), shared, cache, progress)
+        for entry in mix
+    ]
+
+
+def join(mix: Sequence[MixConfig], datasets: Sequence[Dataset]) -> Mixture:
+    """One dataset of several.
+
+    Raises:
+        TokenizerError: they do not share one vocabulary.
+    """
+    first = datasets[0]
+    for entry, dataset in zip(mix, datasets, strict=True):
+        if _identity(dataset) != _identity(first):
+            raise TokenizerError(
+                f"source {entry.name!r} was made with another tokenizer than {mix[0].name!r}",
+                where="data.mix",
+                fix="give the text of one of them, which is then prepared with the other's",
+            )
+    parts = tuple(
+        Part(entry.name, entry.weight, dataset)
+        for entry, dataset in zip(mix, datasets, strict=True)
+    )
+    prints = [[part.name, part.dataset.fingerprint] for part in parts]
+    held_out = [dataset.val for dataset in datasets if dataset.val is not None]
+    return Mixture(
+        train=_chained([dataset.train for dataset in datasets]),
+        val=_chained(held_out) if held_out else None,
+        tokenizer=first.tokenizer,
+        vocab_size=max(dataset.vocab_size for dataset in datasets),
+        eot_id=first.eot_id,
+        fingerprint=hashlib.sha256(json.dumps(prints).encode()).hexdigest(),
+        description={part.name: part.dataset.description for part in parts}
+        | {"notes": _contaminated(parts)},
+        parts=parts,
+    )
+
+
+def contaminations(dataset: Dataset) -> list[str]:
+    """What a person should hear before training: which held-out text is trained on as well."""
+    facts = [dataset.description]
+    if isinstance(dataset, Mixture):
+        facts += [part.dataset.description for part in dataset.parts]
+    notes = (note for fact in facts for note in fact.get("notes", []))
+    return [note for note in notes if note.startswith(CONTAMINATED)]
+
+
+def _contaminated(parts: Sequence[Part]) -> list[str]:
+    """A sentence for every source whose held-out documents another one trains on."""
+    told = []
+    for one in parts:
+        held_out = text_hashes(_folder(one), "val")
+        for other in parts:
+            shared = len(trained_on(held_out, text_hashes(_folder(other), "train")))
+            if other is not one and shared:
+                told.append(
+                    f"{CONTAMINATED} {shared:,} of {len(held_out):,} held-out documents of"
+                    f" {one.name} are trained on in {other.name}; remove them from one of the two"
+                )
+    return told
+
+
+def _folder(part: Part) -> Path:
+    """Where a source's dataset lies."""
+    return part.dataset.train.paths[0].parent
+
+
+def _vocabulary(
+    config: DataConfig,
+    mix: Sequence[MixConfig],
+    tokenizer: TokenizerConfig,
+    cache: Path,
+    progress: Progress | None,
+) -> TokenizerConfig:
+    """The tokenizer of all sources, as a recipe names it."""
+    for entry in mix:
+        if _is_prepared(entry) and (Path(entry.path[0]) / FACTS).is_file():
+            return TokenizerConfig(kind="folder", path=str(Path(entry.path[0]) / "tokenizer"))
+    if tokenizer.kind not in ("bpe", "chars"):
+        return tokenizer
+    alone = [_alone(config, entry) for entry in mix if not _is_prepared(entry)]
+    found = [(as_sources(part.path), part) for part in alone]
+    keys = [cache_key(sources, part, tokenizer) for sources, part in found]
+    folder = cache / f"tokenizer-{hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:32]}"
+
+    with locked(folder, wait=True):
+        if not (folder / TOKENIZER_JSON).is_file():
+            with files.publish(folder, replace=True) as work:
+
+                def texts() -> Iterator[str]:
+                    for sources, part in found:
+                        cleaning = clean(sources, part, work, progress)
+                        yield from learning_texts(
+                            sources, part, tokenizer.kind, work, progress, cleaning
+                        )
+
+                make_tokenizer(tokenizer, texts).save(work)
+    return TokenizerConfig(kind="folder", path=str(folder))
+
+
+def _alone(config: DataConfig, entry: MixConfig) -> DataConfig:
+    """The settings of one source."""
+    return replace(config, path=entry.path, text_key=entry.text_key, mix=())
+
+
+def _is_prepared(entry: MixConfig) -> bool:
+    return len(entry.path) == 1 and is_dataset(Path(entry.path[0]))
+
+
+def _identity(dataset: Dataset) -> tuple[str, int]:
+    """What makes the ids of two datasets mean the same."""
+    if dataset.tokenizer is None:
+        return "", 0
+    return dataset.tokenizer.fingerprint, dataset.vocab_size
+
+
+def _chained(splits: Sequence[Tokens]) -> Tokens:
+    """Several splits as one, without the documents."""
+    paths = [path for tokens in splits for path in tokens.paths]
+    return Tokens(paths, splits[0].dtype, max(tokens.vocab_size for tokens in splits))

@@ -1,0 +1,76 @@
+"""The held-out split of a run, or those of its mixture, in numbers for the log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from sparrowlm.batch import Batch
+from sparrowlm.config import Recipe
+from sparrowlm.data.mixture import Mixture
+from sparrowlm.data.shards import Dataset
+from sparrowlm.evaluate.likelihood import Sums, evaluate
+from sparrowlm.runtime import Runtime
+from sparrowlm.train.build import Parts
+from sparrowlm.train.stages import STAGES
+
+Means = dict[str, float | None]
+LOGGED = {"loss": "val_loss", "bits_per_byte": "val_bits_per_byte"}
+"""An objective's metric and its name in the log."""
+
+
+def measure(parts: Parts, recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Means:
+    """Measure what is held out, on all ranks together.
+
+    Of a mixture every source is measured, as `val_loss/NAME`, and `val_loss` is what a token drawn
+    by the weights costs: the sums of each source are scaled so that it counts as many tokens as
+    its weight says. `val_bits_per_byte` is the same tokens' bits over their bytes.
+
+    Returns:
+        Values by their names in the log; empty where nothing is held out.
+    """
+    held_out = STAGES[recipe.stage].held_out
+
+    def sums(batches: Iterator[Batch]) -> Sums:
+        return evaluate(parts.objective, parts.model, batches, runtime)
+
+    if not isinstance(dataset, Mixture):
+        return means(sums(held_out(recipe, dataset)))
+    found = {part.name: sums(held_out(recipe, part.dataset)) for part in dataset.parts}
+    weights = {part.name: part.weight for part in dataset.parts}
+    return means(weighted(found, weights)) | {
+        f"{key}/{name}": value for name, own in found.items() for key, value in means(own).items()
+    }
+
+
+def weighted(found: dict[str, Sums], weights: dict[str, float]) -> Sums:
+    """The sums of several sources as if each counted `weight` tokens.
+
+    >>> two = {"a": {"loss": (30.0, 10.0)}, "b": {"loss": (20.0, 20.0)}}
+    >>> weighted(two, {"a": 3.0, "b": 1.0})
+    {'loss': (10.0, 4.0)}
+    """
+    total: Sums = {}
+    for name, own in found.items():
+        tokens = own["loss"][1] if "loss" in own else 0
+        if not tokens:
+            continue
+        scale = weights[name] / tokens
+        for metric, (value, count) in own.items():
+            before = total.get(metric, (0.0, 0.0))
+            total[metric] = (before[0] + scale * value, before[1] + scale * count)
+    return total
+
+
+def means(found: Sums) -> Means:
+    """Sums divided, under their names in the log; None where that is no number."""
+    return {
+        LOGGED[name]: finite(value / count) if count else None
+        for name, (value, count) in found.items()
+        if name in LOGGED
+    }
+
+
+def finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
