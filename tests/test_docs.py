@@ -19,7 +19,7 @@ from sparrowlm.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-IN_ENGLISH_ALONE = {"architecture.md", "benchmarks.md", "performance.md"}
+IN_ENGLISH_ALONE = {"benchmarks.md", "performance.md"}
 
 _spec = importlib.util.spec_from_file_location("run_page", DOCS / "run_page.py")
 assert _spec is not None
