@@ -159,12 +159,12 @@ def prepare_text(
 
 
 # What a machine can do in the time decides the shape: floating-point operations, then d_model,
-# n_layers, n_heads, dropout. Ten megabytes of text feed no larger model; a GPU passes over them
-# many times, which dropout makes bearable.
+# n_layers, n_heads, max_seq_len, dropout. Ten megabytes of text feed no larger model; a GPU passes
+# over them many times, which dropout makes bearable.
 QUICKSTART_SIZES = (
-    (1e14, (192, 4, 3, 0.0)),
-    (1e15, (384, 6, 6, 0.1)),
-    (math.inf, (512, 8, 8, 0.2)),
+    (1e14, (192, 2, 3, 128, 0.0)),
+    (1e15, (384, 6, 6, 256, 0.1)),
+    (math.inf, (512, 8, 8, 512, 0.2)),
 )
 
 
@@ -174,9 +174,14 @@ def quickstart_size(recipe: Recipe, seconds: float) -> Recipe:
     rate = matmul_rate(runtime.device, runtime.autocast_dtype or runtime.weight_dtype)
     operations = rate * seconds
     shape = next(shape for limit, shape in QUICKSTART_SIZES if operations < limit)
-    d_model, n_layers, n_heads, dropout = shape
+    d_model, n_layers, n_heads, max_seq_len, dropout = shape
     model = replace(
-        recipe.model, d_model=d_model, n_layers=n_layers, n_heads=n_heads, dropout=dropout
+        recipe.model,
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        max_seq_len=max_seq_len,
+        dropout=dropout,
     )
     return replace(recipe, model=model)
 

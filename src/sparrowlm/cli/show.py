@@ -83,18 +83,19 @@ class Display:
 
     def evaluation(self, row: Row) -> None:
         """Print what the held-out split says, and the best where that was earlier."""
-        line = Text.assemble(
-            *self._place(row), ("held out", "bold"), f"  loss {_loss(row, 'val_')}"
-        )
+        whole = row["kind"] == "eval_whole"
+        name = "held out, all of it" if whole else "held out"
+        line = Text.assemble(*self._place(row), (name, "bold"), f"  loss {_loss(row, 'val_')}")
         if (bits := number(row.get("val_bits_per_byte"))) is not None:
             line.append("  ").append(f"{bits:.3f} bits/byte", "bold")
         for key, value in row.items():  # of each source of a mixture
             if key.startswith("val_loss/") and (loss := number(value)) is not None:
                 line.append(f"  {key.removeprefix('val_loss/')} {loss:.3f}")
-        best = min(self.evals, key=_val_loss, default=row)
+        best = min([] if whole else self.evals, key=_val_loss, default=row)
         if _val_loss(best) < _val_loss(row):
             line.append(f"  (best {_loss(best, 'val_')} at step {best['step']})", "dim")
-        self.evals.append(row)
+        if not whole:
+            self.evals.append(row)
         self._print(line)
 
     def sample(self, prompt: str, text: str) -> None:

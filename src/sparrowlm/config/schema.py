@@ -138,6 +138,7 @@ class EvalConfig:
 
     every: str = "250 steps"  # "250 steps" or "20 seconds"; the last step is always measured
     windows: int = 0  # Rows measured, evenly over the split; 0: the whole split
+    whole_at_end: bool = False  # Measure the whole split after the last step, whatever `windows` is
     micro_batch_size: int = 0  # Rows per forward pass; derived: that of training
 
 

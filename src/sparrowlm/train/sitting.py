@@ -20,7 +20,7 @@ from sparrowlm.data.mixture import Mixture
 from sparrowlm.data.shards import Dataset
 from sparrowlm.runtime import Runtime, derived_seed, peak_memory_bytes
 from sparrowlm.train.build import Parts
-from sparrowlm.train.measure import finite, measure
+from sparrowlm.train.measure import Means, finite, measure
 from sparrowlm.train.trainer import Row, Trainer
 
 
@@ -123,6 +123,8 @@ class Sitting:
             last = row.step == self.trainer.schedule.total
             measured = last or self.eval_cadence.due(before, after)
             improved = self._measure(row) if measured else False
+            if last and self.recipe.eval.windows and self.recipe.eval.whole_at_end:
+                self._measure_whole(row)
             if last or self.sample_cadence.due(before, after):
                 self._sample(row)
             if last or improved or row.stopping or self.save_cadence.due(before, after):
@@ -194,18 +196,30 @@ class Sitting:
         improved = loss is not None and loss < (state.best_val_loss or math.inf)
         if improved:
             self.trainer.state = replace(state, best_val_loss=loss, best_step=row.step)
-        if self.runtime.is_main:
-            values = {
-                "kind": "eval",
-                "step": row.step,
-                "val_bits_per_byte": None,
-                **found,
-                "tokens": row.tokens,
-                "seconds": round(row.seconds, 3),
-            }
-            self.run_folder.append("metrics.jsonl", values)
-            self.display.evaluation(values)
+        self._tell_measured("eval", found, row)
         return improved
+
+    def _measure_whole(self, row: Row) -> None:
+        """Measure all of the held-out split, not windows of it: what the summary then says."""
+        recipe = replace(self.recipe, eval=replace(self.recipe.eval, windows=0))
+        found = measure(self.parts, recipe, self.dataset, self.runtime)
+        if "val_loss" in found:
+            self._tell_measured("eval_whole", found, row)
+
+    def _tell_measured(self, kind: str, found: Means, row: Row) -> None:
+        """One line of metrics.jsonl, and the display's."""
+        if not self.runtime.is_main:
+            return
+        values = {
+            "kind": kind,
+            "step": row.step,
+            "val_bits_per_byte": None,
+            **found,
+            "tokens": row.tokens,
+            "seconds": round(row.seconds, 3),
+        }
+        self.run_folder.append("metrics.jsonl", values)
+        self.display.evaluation(values)
 
     def _sample(self, row: Row) -> None:
         """Let the model write from each prompt."""

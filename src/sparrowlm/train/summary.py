@@ -20,12 +20,14 @@ YARDSTICK_TOKENS = 20_000_000  # held out or trained on; xz takes a second for e
 def summarize(run: RunFolder, parts: Parts, dataset: Dataset) -> dict[str, Any]:
     """The figures of a finished run, from its log; null where unknown.
 
-    `train_loss` is the mean of the last tenth of the steps, 100 at most.
+    `train_loss` is the mean of the last tenth of the steps, 100 at most; `val_loss` the best that
+    was measured, or that of the last step where `eval.whole_at_end` asked for the whole split.
     """
     rows = list(run.rows("metrics.jsonl"))
     steps = [row for row in rows if row["kind"] == "train"]
     evals = [row for row in rows if row["kind"] == "eval"]
-    best = min(evals, key=lambda row: row["val_loss"], default={})
+    whole = [row for row in rows if row["kind"] == "eval_whole"]
+    best = min(whole or evals, key=lambda row: row["val_loss"], default={})
     state = parts.trainer.state
     tail = [row["loss"] for row in steps[-max(1, min(100, len(steps) // 10)) :] if row["loss"]]
     speeds = sorted(row["tokens_per_second"] for row in steps)
