@@ -96,7 +96,7 @@ def _train(
     checkpoint, changes = (
         resume_point(run, recipe, dataset, runtime) if resume else (None, contaminations(dataset))
     )
-    weights = None if checkpoint or not recipe.init.from_ else _weights(Path(recipe.init.from_))
+    weights = None if checkpoint or not recipe.init.from_ else _weights(recipe, dataset)
     barrier(runtime)  # nobody writes before all have read
     if runtime.is_main:
         _open_folder(run, recipe, dataset, checkpoint)
@@ -281,8 +281,23 @@ def _open_folder(
         run.point(checkpoint.state)
 
 
-def _weights(path: Path) -> dict[str, Any]:
-    run, step = find_run(path)
+def _weights(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
+    """The weights of the run that `init.from` names.
+
+    Raises:
+        RunError: they were trained on another vocabulary, in which every id means something else.
+    """
+    run, step = find_run(Path(recipe.init.from_))
+    folder = run.path / "tokenizer"
+    if dataset.tokenizer is not None and folder.is_dir():
+        before, now = load_tokenizer(folder).fingerprint, dataset.tokenizer.fingerprint
+        if before != now:
+            raise RunError(
+                f"has another vocabulary than the data (fingerprint {before[:12]}, now {now[:12]})",
+                where=str(run.path),
+                why="a token would mean to the weights what another one meant in training",
+                fix=f'set tokenizer.kind = "folder" and tokenizer.path = "{folder}"',
+            )
     return run.load(step).model
 
 

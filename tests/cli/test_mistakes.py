@@ -141,6 +141,20 @@ def test_resume_of_nothing(capsys, recipe, tmp_path):
     assert "holds no run to resume" in said
 
 
+def test_weights_of_another_vocabulary_are_not_started_from(capsys, recipe, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text("\n".join(f"{name} {i}" for i in range(2000)))
+    learned = ["train", recipe, "--tokenizer.kind", "bpe", "--tokenizer.vocab_size", "300"]
+    learned += ["--model.vocab_size", "0", "--data.path"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert told(capsys, *learned, f"{one}.txt", "--out", one)[0] == 0
+    code, said = told(capsys, *learned, f"{two}.txt", "--out", two, "--init.from", one)
+    assert code == 2
+    assert "another vocabulary" in said
+    assert str(one / "tokenizer") in said
+    assert not two.exists()
+
+
 def test_a_longer_length_is_allowed_and_said(capsys, recipe, tmp_path):
     run = tmp_path / "run"
     assert told(capsys, "train", recipe, "--out", run)[0] == 0

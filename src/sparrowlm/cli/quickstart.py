@@ -49,7 +49,7 @@ def quickstart(
     # The recipe that the run keeps names what can be opened again.
     recipe = replace(recipe, data=replace(recipe.data, path=(str(folder),)))
     out = out or _free_name(Path("runs/quickstart"))
-    summary = run_training(recipe, out, resume=False, again=f"sparrow train {out}/config.toml")
+    summary = run_training(recipe, out, resume=False)
     if summary is not None:
         _close(console, out, HEADERS if not corpus else ())
 

@@ -31,8 +31,7 @@ def parse_train(arguments: list[str]) -> None:
     default = Options(path, settings)
     options = tyro.cli(Options, args=named(arguments), default=default, prog="sparrow train")
     out = options.out or Path("runs") / path.stem
-    again = f"sparrow train {path}"
-    if run_training(options.settings, out, resume=options.resume, again=again) is not None:
+    if run_training(options.settings, out, resume=options.resume) is not None:
         from sparrowlm.cli.show import show_ending
 
         show_ending(out)
@@ -71,7 +70,6 @@ def run_training(
     out: Path,
     *,
     resume: bool,
-    again: str,
     dataset_folder: Path | None = None,
 ) -> dict[str, Any] | None:
     """Train, show it, and stop on SIGTERM or Ctrl-C after the step under way.
@@ -80,7 +78,6 @@ def run_training(
         recipe: as read.
         out: the run folder.
         resume: go on with what is there.
-        again: the command that `--resume` is to be added to.
         dataset_folder: prepared already.
 
     Returns:
@@ -104,7 +101,9 @@ def run_training(
         finally:
             display.close()
     if summary is None and should_stop():
-        print(f"\nstopped and saved; go on with: {again} --out {out} --resume")
+        # The run's own recipe: it holds what was overridden on the command line too.
+        again = f"sparrow train {out / 'config.toml'} --out {out} --resume"
+        print(f"\nstopped and saved; go on with: {again}")
     return summary
 
 
