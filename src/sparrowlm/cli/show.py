@@ -83,7 +83,7 @@ class Display:
 
     def evaluation(self, row: Row) -> None:
         """Print what the held-out split says, and the best where that was earlier."""
-        whole = row["kind"] == "eval_whole"
+        whole = row.get("kind") == "eval_whole"
         name = "held out, all of it" if whole else "held out"
         line = Text.assemble(*self._place(row), (name, "bold"), f"  loss {_loss(row, 'val_')}")
         if (bits := number(row.get("val_bits_per_byte"))) is not None:
