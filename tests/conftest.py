@@ -26,3 +26,8 @@ def shared_data() -> Path:
 def _one_thread() -> None:
     """Products of this size cost less than waking a second thread for them."""
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that no process is left with one at the end."""
+    items.sort(key=lambda item: "test_kills" not in item.nodeid)

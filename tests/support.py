@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from sparrowlm.checkpoint import RunFolder
+from sparrowlm.cli import main
 from sparrowlm.config import (
     EvalConfig,
     ModelConfig,
@@ -104,6 +105,15 @@ def run_command(*arguments: object, ranks: int = 1, **environment: str) -> Compl
         timeout=300,
         check=False,
     )
+
+
+def run_quietly(*arguments: str) -> None:
+    """`sparrow …` in this process, which is a fresh child: nothing is shown, one thread, and the
+    exit code is the command's."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        sys.stdout = sys.stderr = nowhere
+        torch.set_num_threads(1)
+        sys.exit(main(list(arguments)))
 
 
 def same_results(one: Path, other: Path) -> None:
