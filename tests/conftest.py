@@ -28,6 +28,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One process for `-m gpu`: several would measure, and fill, each other's memory."""
+    return 0 if config.option.markexpr == "gpu" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests first, so that no process is left with one at the end."""
     items.sort(key=lambda item: "test_kills" not in item.nodeid)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sparrowlm import files
 from sparrowlm.checkpoint import Checkpoint, RunFolder, find_run
@@ -39,6 +39,7 @@ from sparrowlm.train.stages import STAGES
 from sparrowlm.train.summary import summarize
 
 Progress = Callable[[str, int, int], None]
+Made = TypeVar("Made")
 
 
 def train(
@@ -237,21 +238,27 @@ def _dataset(
         if len(recipe.data.path) == 1 and is_dataset(first):
             folder = first
     if folder is None:
-        if runtime.is_main:
-            prepare_text(recipe, progress)
-        barrier(runtime)
-        folder = prepare_text(recipe, None)
+        folder = _main_first(runtime, progress, lambda told: prepare_text(recipe, told))
     return open_folder(folder, recipe)
 
 
 def _mixture(recipe: Recipe, runtime: Runtime, progress: Progress | None) -> Mixture:
     """Open the sources of `data.mix`."""
     cache = cache_folder() / "prepared"
-    if runtime.is_main:
-        prepare_mix(recipe.data, recipe.tokenizer, cache, progress)
-    barrier(runtime)
-    folders = prepare_mix(recipe.data, recipe.tokenizer, cache)
+    folders = _main_first(
+        runtime, progress, lambda told: prepare_mix(recipe.data, recipe.tokenizer, cache, told)
+    )
     return join(named_mix(recipe.data), [open_folder(folder, recipe) for folder in folders])
+
+
+def _main_first(
+    runtime: Runtime, progress: Progress | None, prepare: Callable[[Progress | None], Made]
+) -> Made:
+    """What rank 0 makes, and the other ranks then find made. Looking it up hashes the input, so
+    no rank does it twice."""
+    made = prepare(progress) if runtime.is_main else None
+    barrier(runtime)
+    return prepare(None) if made is None else made
 
 
 def open_folder(folder: Path, recipe: Recipe) -> Dataset:

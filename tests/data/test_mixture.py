@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sparrowlm.config import MixConfig, TokenizerConfig
 from sparrowlm.config.schema import DataConfig
+from sparrowlm.data import sources
 from sparrowlm.data.mixed import LONGEST_CYCLE, MixedStream, cycle_of, whole_weights
 from sparrowlm.data.mixture import contaminations, join, named_mix, prepare_mix
 from sparrowlm.data.shards import Tokens, open_dataset
@@ -150,6 +151,23 @@ def test_sources_are_prepared_with_one_vocabulary(tmp_path: Path) -> None:
     assert prepare_mix(again, TokenizerConfig(kind="bytes"), tmp_path / "c2")[0] == folders[0]
     found = [open_dataset(f) for f in prepare_mix(again, SMALL, tmp_path / "c2")]
     assert join(again.mix, found).vocab_size == mixture.vocab_size
+
+
+def test_the_vocabulary_is_learned_through_the_mirror_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = mix_of(tmp_path)
+    asked: list[str] = []
+
+    def fetch(address: str, mirror: str, _: object) -> list[Path]:
+        asked.append(mirror)
+        return [tmp_path / address.removeprefix("hf:owner/")]
+
+    monkeypatch.setattr(sources, "fetch", fetch)
+    away = replace(config.mix[0], path=("hf:owner/moon.jsonl",))
+    config = replace(config, mix=(away, config.mix[1]), mirror="https://mirror.example")
+    prepare_mix(config, SMALL, tmp_path / "cache")
+    assert set(asked) == {"https://mirror.example"}
 
 
 def test_text_that_one_source_holds_out_and_another_trains_on_is_named(tmp_path: Path) -> None:

@@ -141,8 +141,10 @@ def _contaminated(parts: Sequence[Part]) -> list[str]:
     for one in parts:
         held_out = text_hashes(_folder(one), "val")
         for other in parts:
+            if other is one:
+                continue  # that, its own preparation has told
             shared = len(trained_on(held_out, text_hashes(_folder(other), "train")))
-            if other is not one and shared:
+            if shared:
                 told.append(
                     f"{CONTAMINATED} {shared:,} of {len(held_out):,} held-out documents of"
                     f" {one.name} are trained on in {other.name}; remove them from one of the two"
@@ -169,7 +171,7 @@ def _vocabulary(
     if tokenizer.kind not in ("bpe", "chars"):
         return tokenizer
     alone = [_alone(config, entry) for entry in mix if not _is_prepared(entry)]
-    found = [(as_sources(part.path), part) for part in alone]
+    found = [(as_sources(part.path, part.mirror), part) for part in alone]
     keys = [cache_key(sources, part, tokenizer) for sources, part in found]
     folder = cache / f"tokenizer-{hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:32]}"
 

@@ -90,33 +90,32 @@ class Reader:
     def seen(self) -> Iterator[list[Seen]]:
         """Pieces together with their places, as cleaning looks at them."""
         numbers = {source: number for number, source in enumerate(self.sources)}
-        held: list[Seen] = []
+        for held in self._together():
+            yield [Seen(each.text, each.starts, numbers[place], each.line) for place, each in held]
+
+    def loads(self) -> Iterator[Load]:
+        """Pieces together, each with its side."""
+        side = 0
+        for held in self._together():
+            flags: list[int] = []
+            for source, piece in held:
+                if piece.starts:
+                    side = self._side(source, piece)
+                flags.append(STARTS * piece.starts | ENDS * piece.ends | side)
+            yield Load([piece.text for _, piece in held], flags, self.read)
+
+    def _together(self) -> Iterator[list[tuple[Source, Piece]]]:
+        """Pieces until there are enough to be worth a worker's while."""
+        held: list[tuple[Source, Piece]] = []
         size = 0
         for source, piece in self.pieces():
-            held.append(Seen(piece.text, piece.starts, numbers[source], piece.line))
+            held.append((source, piece))
             size += len(piece.text)
             if size >= LOAD_CHARACTERS or len(held) >= LOAD_PIECES:
                 yield held
                 held, size = [], 0
         if held:
             yield held
-
-    def loads(self) -> Iterator[Load]:
-        """Pieces together until there is enough to be worth a worker's while."""
-        texts: list[str] = []
-        flags: list[int] = []
-        size, side = 0, 0
-        for source, piece in self.pieces():
-            if piece.starts:
-                side = self._side(source, piece)
-            flags.append(STARTS * piece.starts | ENDS * piece.ends | side)
-            texts.append(piece.text)
-            size += len(piece.text)
-            if size >= LOAD_CHARACTERS or len(texts) >= LOAD_PIECES:
-                yield Load(texts, flags, self.read)
-                texts, flags, size = [], [], 0
-        if texts:
-            yield Load(texts, flags, self.read)
 
     def _judged(self, source: Source, piece: Piece) -> bool:
         """Count a new document; whether it stays."""
@@ -139,12 +138,8 @@ class Reader:
         if (like := int(self.cleaning.like[number])) >= 0:
             place = self.cleaning.facts[like]
             entry["like"] = f"{self.sources[place['source']].path}:{place['line'] or 1}"
-        self.examples.setdefault(
-            reason,
-            " like ".join(
-                [f"{source.path}:{piece.line or 1}", *([entry["like"]] if "like" in entry else [])]
-            ),
-        )
+        places = [f"{source.path}:{piece.line or 1}", entry.get("like")]
+        self.examples.setdefault(reason, " like ".join(filter(None, places)))
         _append(self.removals, entry)
 
     def _side(self, source: Source, piece: Piece) -> int:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -136,7 +136,7 @@ def read_nanogpt(opened: Opened, asked: Asked) -> ModelConfig:
     n_layers = block_count(opened.tensors, "transformer.h.")
     tensors = gpt2_tensors(opened.tensors, conv1d=False)
     opened.tensors = rename(tensors, GPT2, str(opened.path))
-    vocab_size, width = opened.shape("embed.weight")
+    width = opened.shape("embed.weight")[1]
     n_heads = asked.n_heads or opened.settings.get("n_head", 0)
     if not n_heads:
         n_heads = max(1, width // 64)
@@ -147,20 +147,14 @@ def read_nanogpt(opened: Opened, asked: Asked) -> ModelConfig:
         opened.notes.append(
             "taken with exact GELU, as nanoGPT has it (--mlp gelu_tanh for GPT-2's)"
         )
-    return ModelConfig(
-        vocab_size=vocab_size,
-        d_model=width,
+    return _gpt2_shape(
+        opened,
+        asked,
         n_layers=n_layers,
         n_heads=n_heads,
-        d_ff=opened.shape("blocks.0.mlp.up.weight")[0],
-        max_seq_len=opened.shape("positions.weight")[0],
-        norm="layer",
-        positions="learned",
         mlp=_mlp(asked, "gelu"),
-        qk_norm=False,
         bias="norm.bias" in opened.tensors,
         tie_embeddings=tie(opened),
-        norm_eps=asked.norm_eps or 1e-5,
     )
 
 
@@ -242,7 +236,7 @@ def read_pile(opened: Opened, asked: Asked) -> ModelConfig:
     tensors, n_heads = join_heads(opened.tensors)
     opened.tensors = rename(tensors, PILE, str(opened.path))
     n_layers = block_count(tensors, "attn_blocks.")
-    vocab_size, width = opened.shape("embed.weight")
+    width = opened.shape("embed.weight")[1]
     opened.tensors |= zero_biases(opened.tensors, r"attention\.[qkv]")
     for layer in range(n_layers):
         o = f"blocks.{layer}.attention.o"
@@ -252,21 +246,31 @@ def read_pile(opened: Opened, asked: Asked) -> ModelConfig:
             q = f"blocks.{layer}.attention.q.weight"
             factor = math.sqrt(width // n_heads / asked.score_width)
             opened.tensors[q] = opened.tensors[q].float() * factor
+    return _gpt2_shape(
+        opened,
+        asked,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        mlp=_mlp(asked, "relu"),
+        bias=True,
+        tie_embeddings=False,
+        head_bias="head.bias" in opened.tensors,
+    )
+
+
+def _gpt2_shape(opened: Opened, asked: Asked, **own: Any) -> ModelConfig:
+    """What all of GPT-2's kin have, sizes read off the tensors, and what is a project's `own`."""
+    vocab_size, width = opened.shape("embed.weight")
     return ModelConfig(
         vocab_size=vocab_size,
         d_model=width,
-        n_layers=n_layers,
-        n_heads=n_heads,
         d_ff=opened.shape("blocks.0.mlp.up.weight")[0],
         max_seq_len=opened.shape("positions.weight")[0],
         norm="layer",
         positions="learned",
-        mlp=_mlp(asked, "relu"),
         qk_norm=False,
-        bias=True,
-        tie_embeddings=False,
-        head_bias="head.bias" in opened.tensors,
         norm_eps=asked.norm_eps or 1e-5,
+        **own,
     )
 
 

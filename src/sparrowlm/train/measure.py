@@ -64,11 +64,12 @@ def weighted(found: dict[str, Sums], weights: dict[str, float]) -> Sums:
 
 def means(found: Sums) -> Means:
     """Sums divided, under their names in the log; None where that is no number."""
-    return {
-        LOGGED[name]: finite(value / count) if count else None
-        for name, (value, count) in found.items()
-        if name in LOGGED
-    }
+    return {LOGGED[name]: mean(*pair) for name, pair in found.items() if name in LOGGED}
+
+
+def mean(total: float, count: float) -> float | None:
+    """A sum divided; None where that is no number."""
+    return finite(total / count) if count else None
 
 
 def finite(value: float) -> float | None:

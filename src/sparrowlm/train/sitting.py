@@ -20,7 +20,7 @@ from sparrowlm.data.mixture import Mixture
 from sparrowlm.data.shards import Dataset
 from sparrowlm.runtime import Runtime, derived_seed, peak_memory_bytes
 from sparrowlm.train.build import Parts
-from sparrowlm.train.measure import Means, finite, measure
+from sparrowlm.train.measure import Means, finite, mean, measure
 from sparrowlm.train.trainer import Row, Trainer
 
 
@@ -147,7 +147,7 @@ class Sitting:
     def _values(self, row: Row) -> dict[str, Any]:
         tokens_per_second = self.recipe.train.batch_tokens / row.step_seconds
         flops = tokens_per_second * self.flops_per_token / self.runtime.world_size
-        means = {name: _mean(pair) for name, pair in row.metrics.items()}
+        means = {name: mean(*pair) for name, pair in row.metrics.items()}
         return {
             "kind": "train",
             "step": row.step,
@@ -257,8 +257,3 @@ def snapshot(parts: Parts) -> Checkpoint:
         trainer={f"optimizer/{name}": tensor for name, tensor in optimizer.items()}
         | {f"objective/{name}": tensor for name, tensor in objective.items()},
     )
-
-
-def _mean(pair: tuple[float, float]) -> float | None:
-    total, count = pair
-    return finite(total / count) if count else None
