@@ -91,7 +91,7 @@ def bytes_per_step(decoder: Decoder, batch: int, length: float) -> float:
     weights = decoder.head.weight.numel() + sum(
         product.weight.numel()
         for layer in decoder.layers
-        for product in (layer.qkv, layer.o, layer.wide, layer.down)
+        for product in (layer.qkv, layer.o, *layer.mlp)
     )
     cache = 2 * config.n_layers * config.n_kv_heads * config.head_dim * length * batch
     return width * (weights + cache)

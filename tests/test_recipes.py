@@ -13,7 +13,8 @@ import zstandard
 
 from sparrowlm.config import Recipe, load_recipe, resolve_model
 from sparrowlm.model.count import active_parameters, count_parameters
-from sparrowlm.pipeline import planned_vocabulary, train
+from sparrowlm.pipeline import train
+from sparrowlm.train.opening import planned_vocabulary
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))

@@ -60,6 +60,12 @@ class Checkpoint:
     model: dict[str, Tensor]
     trainer: dict[str, Tensor]
 
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The trainer's tensors whose names begin with `prefix` ("optimizer/", "objective/",
+        "stream/"), without it."""
+        held = self.trainer.items()
+        return {name[len(prefix) :]: value for name, value in held if name.startswith(prefix)}
+
 
 class RunFolder:
     """The files of one run.

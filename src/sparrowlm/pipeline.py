@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,18 +11,17 @@ from typing import Any, TypeVar
 from sparrowlm import files
 from sparrowlm.checkpoint import Checkpoint, RunFolder, find_run
 from sparrowlm.config import Recipe, dump_recipe
-from sparrowlm.data.mixture import Mixture, contaminations, join, named_mix, prepare_mix
-from sparrowlm.data.prepare import prepare_cached
-from sparrowlm.data.shards import FACTS, Dataset, is_dataset, open_dataset
-from sparrowlm.data.sources import Source
-from sparrowlm.errors import ConfigError, RunError
+from sparrowlm.data.mixture import contaminations
+from sparrowlm.data.sequences import AnyDataset
+from sparrowlm.data.shards import is_dataset
+from sparrowlm.errors import RunError
 from sparrowlm.infer.engine import Engine
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.model.count import flops_per_token
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.report.html import write_report
-from sparrowlm.runtime import Runtime, cache_folder, detect, machine, matmul_rate
-from sparrowlm.text.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
+from sparrowlm.runtime import Runtime, detect, machine, matmul_rate
+from sparrowlm.text.tokenizer import Tokenizer, load_tokenizer
 from sparrowlm.train.build import (
     Parts,
     build,
@@ -32,10 +31,11 @@ from sparrowlm.train.build import (
     total_steps,
 )
 from sparrowlm.train.distributed import attempt, barrier, process_group
+from sparrowlm.train.opening import dataset_of, inherit, open_folder, planned_vocabulary
 from sparrowlm.train.plan import Plan, plan_of
 from sparrowlm.train.resume import resume_point
 from sparrowlm.train.sitting import Display, Sitting
-from sparrowlm.train.stages import STAGES
+from sparrowlm.train.stages import STAGES, Scene
 from sparrowlm.train.summary import summarize
 
 Progress = Callable[[str, int, int], None]
@@ -92,7 +92,8 @@ def _train(
     dataset_folder: Path | None,
 ) -> dict[str, Any] | None:
     """`train`, once the ranks have met. What refers to their group ends with this function."""
-    dataset = _dataset(recipe, runtime, progress, dataset_folder)
+    recipe = inherit(recipe)
+    dataset = dataset_of(recipe, runtime, progress, dataset_folder)
     recipe = resolve_recipe(recipe, dataset.vocab_size, runtime)
     checkpoint, changes = (
         resume_point(run, recipe, dataset, runtime) if resume else (None, contaminations(dataset))
@@ -110,7 +111,7 @@ def _sit(
     parts: Parts,
     recipe: Recipe,
     run: RunFolder,
-    dataset: Dataset,
+    dataset: AnyDataset,
     runtime: Runtime,
     display: Display,
     changes: list[str],
@@ -151,14 +152,6 @@ def _sit(
     return summary
 
 
-def prepare_text(
-    recipe: Recipe, progress: Progress | None, sources: Sequence[Source] | None = None
-) -> Path:
-    """The prepared dataset of a recipe's text, or of `sources`, from the cache or made now."""
-    cache = cache_folder() / "prepared"
-    return prepare_cached(recipe.data, recipe.tokenizer, cache, progress, sources)
-
-
 # What a machine can do in the time decides the shape: floating-point operations, then d_model,
 # n_layers, n_heads, max_seq_len, dropout. Ten megabytes of text feed no larger model; a GPU passes
 # over them many times, which dropout makes bearable.
@@ -197,6 +190,7 @@ def plan_recipe(recipe: Recipe, available: int = 0) -> tuple[Plan, Runtime, bool
     Returns:
         The plan, the runtime it is for, and whether the data was there to count epochs by.
     """
+    recipe = inherit(recipe)
     runtime = detect(recipe.train.device, recipe.train.precision)
     folder = Path(recipe.data.path[0]) if recipe.data.path else Path()
     prepared = len(recipe.data.path) == 1 and is_dataset(folder)
@@ -205,73 +199,15 @@ def plan_recipe(recipe: Recipe, available: int = 0) -> tuple[Plan, Runtime, bool
     resolved = resolve_recipe(recipe, vocab_size, runtime)
     rows = 0
     if dataset is not None:
-        rows = STAGES[recipe.stage].stream(resolved, dataset).rows_per_epoch
+        rows = STAGES[recipe.stage].stream(Scene(resolved, dataset, runtime)).rows_per_epoch
     rate = matmul_rate(runtime.device, runtime.autocast_dtype or runtime.weight_dtype)
     total = total_steps(resolved, rows)
     plan = plan_of(resolved, runtime, rate, total_steps=total, available=available)
     return plan, runtime, prepared
 
 
-def planned_vocabulary(recipe: Recipe) -> int:
-    """The size a tokenizer will have, as far as the recipe alone tells."""
-    tokenizer = recipe.tokenizer
-    if recipe.model.vocab_size:
-        return recipe.model.vocab_size
-    if tokenizer.kind == "folder":
-        return load_tokenizer(Path(tokenizer.path)).vocab_size
-    return {"bpe": tokenizer.vocab_size, "gpt2": 50257, "bytes": 257, "chars": 128}[tokenizer.kind]
-
-
-def _dataset(
-    recipe: Recipe, runtime: Runtime, progress: Progress | None, folder: Path | None
-) -> Dataset:
-    """Open what `data.path` or `data.mix` names; text is prepared into the cache first, by rank
-    0."""
-    if folder is None and recipe.data.mix:
-        return _mixture(recipe, runtime, progress)
-    if folder is None:
-        if not recipe.data.path:
-            raise ConfigError(
-                "is empty", where="data.path", fix="name files, folders or a prepared dataset"
-            )
-        first = Path(recipe.data.path[0])
-        if len(recipe.data.path) == 1 and is_dataset(first):
-            folder = first
-    if folder is None:
-        folder = _main_first(runtime, progress, lambda told: prepare_text(recipe, told))
-    return open_folder(folder, recipe)
-
-
-def _mixture(recipe: Recipe, runtime: Runtime, progress: Progress | None) -> Mixture:
-    """Open the sources of `data.mix`."""
-    cache = cache_folder() / "prepared"
-    folders = _main_first(
-        runtime, progress, lambda told: prepare_mix(recipe.data, recipe.tokenizer, cache, told)
-    )
-    return join(named_mix(recipe.data), [open_folder(folder, recipe) for folder in folders])
-
-
-def _main_first(
-    runtime: Runtime, progress: Progress | None, prepare: Callable[[Progress | None], Made]
-) -> Made:
-    """What rank 0 makes, and the other ranks then find made. Looking it up hashes the input, so
-    no rank does it twice."""
-    made = prepare(progress) if runtime.is_main else None
-    barrier(runtime)
-    return prepare(None) if made is None else made
-
-
-def open_folder(folder: Path, recipe: Recipe) -> Dataset:
-    """Open a dataset. One that brings no vocabulary gets the recipe's, where that one needs no
-    training: so nanoGPT's folder of GPT-2 tokens has samples and bits per byte."""
-    tokenizer = None
-    if recipe.tokenizer.kind in ("gpt2", "folder", "bytes") and not (folder / FACTS).exists():
-        tokenizer = make_tokenizer(recipe.tokenizer, lambda: ())
-    return open_dataset(folder, token_dtype=recipe.data.token_dtype, tokenizer=tokenizer)
-
-
 def _open_folder(
-    run: RunFolder, recipe: Recipe, dataset: Dataset, checkpoint: Checkpoint | None
+    run: RunFolder, recipe: Recipe, dataset: AnyDataset, checkpoint: Checkpoint | None
 ) -> None:
     """Write what a run knows before its first step, and cut its logs back to the checkpoint."""
     run.create()
@@ -288,7 +224,7 @@ def _open_folder(
         run.point(checkpoint.state)
 
 
-def _weights(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
+def _weights(recipe: Recipe, dataset: AnyDataset) -> dict[str, Any]:
     """The weights of the run that `init.from` names.
 
     Raises:

@@ -30,7 +30,8 @@ def quickstart(
     """
     from sparrowlm.cli.show import PrepareProgress
     from sparrowlm.cli.train import run_training
-    from sparrowlm.pipeline import prepare_text, quickstart_size
+    from sparrowlm.pipeline import quickstart_size
+    from sparrowlm.train.opening import prepare_text
 
     console = Console(highlight=False)
     recipe = load_recipe(find_recipe("quickstart"))

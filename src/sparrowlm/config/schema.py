@@ -14,6 +14,7 @@ Norm = Literal["rms", "layer"]
 Positions = Literal["rope", "learned"]
 Mlp = Literal["swiglu", "reglu", "gelu", "gelu_tanh", "relu", "relu2"]
 Tokens = Literal["bpe", "chars", "bytes", "gpt2", "folder"]
+Stages = Literal["pretrain", "sft", "dpo", "reward", "grpo", "ppo", "distill"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 GATED: tuple[str, ...] = ("swiglu", "reglu")
 
@@ -84,6 +85,7 @@ class DataConfig:
 
     path: tuple[str, ...] = ()  # Files, folders, globs, hf:owner/name; one prepared dataset
     mirror: str = ""  # Another address of the hub that hf: or modelscope: names, https://HOST
+    kind: Literal["auto", "text", "chats"] = "auto"  # auto: what the stage trains on
     text_key: str = "text"  # Key of the text in a JSON row, or its column in a table
     encoding: str = "utf-8"  # Of plain text and .csv files
     document_separator: str = ""  # A string that parts documents inside a plain file
@@ -95,6 +97,8 @@ class DataConfig:
     workers: int = 0  # Processes that prepare text; 0: one per core
     mix: tuple[MixConfig, ...] = ()  # Several sources by weight, instead of data.path
     clean: CleanConfig = field(default_factory=CleanConfig)  # What is removed
+    replay: tuple[str, ...] = ()  # sft: text of pretraining to mix in, against forgetting
+    replay_share: float = 0.1  # sft: of the rows that are replayed text
 
 
 @dataclass(frozen=True)
@@ -169,10 +173,80 @@ class InitConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Train small low-rank changes beside frozen weights (Hu et al. 2021)."""
+
+    rank: int = 0  # Of every change; 0: all weights are trained
+    alpha: float = 16.0  # The change is scaled by alpha / rank
+    dropout: float = 0.0  # On what goes into the change
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")  # Layers that get one
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """What stage dpo minimizes."""
+
+    loss: Literal["sigmoid", "ipo", "orpo", "simpo", "kto"] = "sigmoid"  # sigmoid is DPO's own
+    beta: float = 0.1  # Strength of the pull to the reference; simpo: scale of the margin
+    label_smoothing: float = 0.0  # sigmoid: share of the pairs taken to be the wrong way round
+    margin: float = 0.5  # simpo: by how much a chosen answer should be ahead (gamma)
+    desirable_weight: float = 1.0  # kto: of completions that are wanted
+    undesirable_weight: float = 1.0  # kto: of those that are not
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """What stages grpo and ppo write, and how it is judged."""
+
+    prompts: int = 8  # Prompts that a rollout answers, over all ranks
+    group_size: int = 8  # Completions of each prompt
+    steps: int = 1  # Updates from one rollout
+    max_tokens: int = 64  # Longest completion
+    temperature: float = 1.0  # Of the policy that writes; the log-probabilities are at 1
+    top_k: int = 0  # Keep the k likeliest tokens; 0: all
+    rewards: tuple[str, ...] = ("exact_match",)  # Names, or file.py:function; added up
+    weights: tuple[float, ...] = ()  # Of the rewards; empty: 1 each
+    reward_model: str = ""  # A run of stage reward, whose score is added
+    reward_timeout: float = 5.0  # Seconds that one call of a reward may take
+    reward_workers: int = 1  # Processes that judge
+    on_fault: Literal["zero", "stop"] = "stop"  # A reward that raises, hangs or is no number
+    tools: tuple[str, ...] = ()  # Tools that a completion may call: calculator
+    max_calls: int = 4  # Tool calls in one completion
+    eval_prompts: int = 64  # Held-out prompts that are answered greedily at each measurement
+    system: str = ""  # A system turn before every prompt
+    chat: bool = True  # Prompts are user turns; false: plain text to continue
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What stages grpo and ppo minimize."""
+
+    loss: Literal["grpo", "dr_grpo", "cispo"] = "grpo"  # grpo: how ratios and lengths count
+    clip: float = 0.2  # How far a ratio may leave 1 before its gradient ends
+    clip_high: float = 0.0  # The same above 1; 0: clip
+    kl_weight: float = 0.0  # Of the k3 estimate of the divergence from the reference
+    entropy_weight: float = 0.0  # ppo: of the bonus for keeping choices open
+    value_weight: float = 0.5  # ppo: of the value head's squared error
+    value_clip: float = 0.2  # ppo: how far a value may move in one update; 0: any
+    discount: float = 1.0  # ppo: gamma of the returns
+    gae_lambda: float = 0.95  # ppo: lambda of generalized advantage estimation
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """What stage distill minimizes."""
+
+    teacher: str = ""  # A run with the same vocabulary
+    loss: Literal["forward_kl", "reverse_kl"] = "forward_kl"  # KL(teacher || student), or back
+    temperature: float = 1.0  # Divides both sides' logits; the loss is scaled by its square
+    weight: float = 0.5  # Of the divergence; the rest is next-token cross-entropy
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One file, one run."""
 
-    stage: Literal["pretrain"] = "pretrain"  # Which stream and which objective
+    stage: Stages = "pretrain"  # Which stream and which objective
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -182,3 +256,8 @@ class Recipe:
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     init: InitConfig = field(default_factory=InitConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)

@@ -15,6 +15,7 @@ from sparrowlm.data.cache import cache_key, clean, learning_texts
 from sparrowlm.data.contamination import CONTAMINATED, text_hashes, trained_on
 from sparrowlm.data.lock import locked
 from sparrowlm.data.prepare import prepare_cached
+from sparrowlm.data.sequences import AnyDataset
 from sparrowlm.data.shards import FACTS, Dataset, Tokens, is_dataset
 from sparrowlm.data.sources import as_sources
 from sparrowlm.errors import ConfigError, TokenizerError
@@ -126,7 +127,7 @@ def join(mix: Sequence[MixConfig], datasets: Sequence[Dataset]) -> Mixture:
     )
 
 
-def contaminations(dataset: Dataset) -> list[str]:
+def contaminations(dataset: AnyDataset) -> list[str]:
     """What a person should hear before training: which held-out text is trained on as well."""
     facts = [dataset.description]
     if isinstance(dataset, Mixture):

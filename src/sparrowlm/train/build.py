@@ -13,7 +13,7 @@ from sparrowlm.batch import Objective
 from sparrowlm.checkpoint import Checkpoint, State
 from sparrowlm.config import ModelConfig, Recipe, resolve_model
 from sparrowlm.config.units import Span, parse_span
-from sparrowlm.data.shards import Dataset
+from sparrowlm.data.sequences import AnyDataset
 from sparrowlm.errors import ConfigError, RunError
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.optim import Optimizers, Schedule, build_optimizers
@@ -21,8 +21,8 @@ from sparrowlm.runtime import Runtime
 from sparrowlm.train.compiler import compile_fault
 from sparrowlm.train.distributed import wrap
 from sparrowlm.train.plan import fitting_rows
-from sparrowlm.train.stages import STAGES
-from sparrowlm.train.trainer import LOSS_SCALE_START, Step, Trainer
+from sparrowlm.train.stages import STAGES, Scene
+from sparrowlm.train.trainer import LOSS_SCALE_START, Stateful, Step, Trainer
 
 LENGTH_UNITS = ("steps", "epochs", "tokens", "seconds")
 
@@ -99,15 +99,17 @@ class Parts:
     model: Transformer
     objective: Objective
     trainer: Trainer
+    scene: Scene
 
 
 def build(
     recipe: Recipe,
-    dataset: Dataset,
+    dataset: AnyDataset,
     runtime: Runtime,
     checkpoint: Checkpoint | None = None,
     weights: dict[str, torch.Tensor] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    reference: Transformer | None = None,
 ) -> Parts:
     """Put a resolved recipe together.
 
@@ -118,6 +120,7 @@ def build(
         checkpoint: where to go on; None starts at step 0.
         weights: a model to start from at step 0, of the same shape.
         should_stop: see `Trainer`.
+        reference: see `Scene`.
     """
     stage = STAGES[recipe.stage]
     model = Transformer(
@@ -127,17 +130,18 @@ def build(
     model.to(runtime.device, runtime.weight_dtype)  # before loading, which would round float64
     if checkpoint is not None or weights is not None:
         load_weights(model, checkpoint.model if checkpoint is not None else weights or {})
-    lengths = None
-    if dataset.tokenizer is not None:
-        lengths = torch.from_numpy(dataset.tokenizer.byte_lengths()).long()
-    objective = stage.objective(lengths).to(runtime.device)
+    scene = Scene(recipe, dataset, runtime, model, reference)
+    objective = stage.objective(scene).to(runtime.device)
     step = Step(model, objective)
     optimizers = _optimizers(step, recipe, runtime)
     state = _first_state(recipe, runtime)
     if checkpoint is not None:
         restore(optimizers, checkpoint)
+        objective.load_state_dict(checkpoint.under("objective/"))
         state = checkpoint.state
-    stream = stage.stream(recipe, dataset)
+    stream = stage.stream(scene)
+    if checkpoint is not None and isinstance(stream, Stateful):
+        stream.load_state_tensors(checkpoint.under("stream/"))
     span = length_of(recipe)
     trainer = Trainer(
         wrap(_compiled(step, recipe), runtime),
@@ -154,7 +158,7 @@ def build(
         cooldown=recipe.optim.cooldown,
         should_stop=should_stop,
     )
-    return Parts(model, objective, trainer)
+    return Parts(model, objective, trainer, scene)
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
@@ -184,9 +188,7 @@ def _optimizers(step: nn.Module, recipe: Recipe, runtime: Runtime) -> Optimizers
 
 def restore(optimizers: Optimizers, checkpoint: Checkpoint) -> None:
     """Optimizer buffers, which `trainer.safetensors` holds under `optimizer/`."""
-    prefix = "optimizer/"
-    held = {name: value for name, value in checkpoint.trainer.items() if name.startswith(prefix)}
-    optimizers.load_state_tensors({name[len(prefix) :]: held[name] for name in held})
+    optimizers.load_state_tensors(checkpoint.under("optimizer/"))
 
 
 def _compiled(step: nn.Module, recipe: Recipe) -> nn.Module:

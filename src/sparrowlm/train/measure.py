@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from dataclasses import replace
 
-from sparrowlm.batch import Batch
 from sparrowlm.config import Recipe
 from sparrowlm.data.mixture import Mixture
-from sparrowlm.data.shards import Dataset
+from sparrowlm.data.sequences import AnyDataset
 from sparrowlm.evaluate.likelihood import Sums, evaluate
 from sparrowlm.runtime import Runtime
 from sparrowlm.train.build import Parts
@@ -19,7 +18,7 @@ LOGGED = {"loss": "val_loss", "bits_per_byte": "val_bits_per_byte"}
 """An objective's metric and its name in the log."""
 
 
-def measure(parts: Parts, recipe: Recipe, dataset: Dataset, runtime: Runtime) -> Means:
+def measure(parts: Parts, recipe: Recipe, dataset: AnyDataset, runtime: Runtime) -> Means:
     """Measure what is held out, on all ranks together.
 
     Of a mixture every source is measured, as `val_loss/NAME`, and `val_loss` is what a token drawn
@@ -29,14 +28,14 @@ def measure(parts: Parts, recipe: Recipe, dataset: Dataset, runtime: Runtime) ->
     Returns:
         Values by their names in the log; empty where nothing is held out.
     """
-    held_out = STAGES[recipe.stage].held_out
 
-    def sums(batches: Iterator[Batch]) -> Sums:
+    def sums(own: AnyDataset) -> Sums:
+        batches = STAGES[recipe.stage].held_out(replace(parts.scene, recipe=recipe, dataset=own))
         return evaluate(parts.objective, parts.model, batches, runtime)
 
     if not isinstance(dataset, Mixture):
-        return means(sums(held_out(recipe, dataset)))
-    found = {part.name: sums(held_out(recipe, part.dataset)) for part in dataset.parts}
+        return means(sums(dataset))
+    found = {part.name: sums(part.dataset) for part in dataset.parts}
     weights = {part.name: part.weight for part in dataset.parts}
     return means(weighted(found, weights)) | {
         f"{key}/{name}": value for name, own in found.items() for key, value in means(own).items()

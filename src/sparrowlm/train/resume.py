@@ -7,13 +7,13 @@ from pathlib import Path
 
 from sparrowlm.checkpoint import Checkpoint, RunFolder, State
 from sparrowlm.config import Recipe
-from sparrowlm.data.shards import Dataset
+from sparrowlm.data.sequences import AnyDataset
 from sparrowlm.errors import RunError
 from sparrowlm.runtime import Runtime
 
 
 def resume_point(
-    run: RunFolder, recipe: Recipe, dataset: Dataset, runtime: Runtime
+    run: RunFolder, recipe: Recipe, dataset: AnyDataset, runtime: Runtime
 ) -> tuple[Checkpoint | None, list[str]]:
     """Where to go on, and what is different this time.
 
@@ -66,7 +66,7 @@ def _differences(old: Recipe, new: Recipe, where: Path) -> list[str]:
     return told
 
 
-def _check_data(state: State, dataset: Dataset, where: Path) -> None:
+def _check_data(state: State, dataset: AnyDataset, where: Path) -> None:
     tokenizer = dataset.tokenizer.fingerprint if dataset.tokenizer else ""
     for what, before, now in (
         ("tokenizer", state.tokenizer_fingerprint, tokenizer),

@@ -17,11 +17,11 @@ from sparrowlm.config import Recipe
 from sparrowlm.config.units import parse_span
 from sparrowlm.data.mixed import MixedStream
 from sparrowlm.data.mixture import Mixture
-from sparrowlm.data.shards import Dataset
+from sparrowlm.data.sequences import AnyDataset
 from sparrowlm.runtime import Runtime, derived_seed, peak_memory_bytes
 from sparrowlm.train.build import Parts
 from sparrowlm.train.measure import Means, finite, mean, measure
-from sparrowlm.train.trainer import Row, Trainer
+from sparrowlm.train.trainer import Row, Stateful, Trainer
 
 
 class Display(Protocol):
@@ -89,7 +89,7 @@ class Sitting:
         parts: Parts,
         recipe: Recipe,
         run: RunFolder,
-        dataset: Dataset,
+        dataset: AnyDataset,
         runtime: Runtime,
         display: Display,
         write: Callable[[str, int], str] | None,
@@ -250,10 +250,12 @@ class Sitting:
 def snapshot(parts: Parts) -> Checkpoint:
     """All that a step leaves behind: weights, the objective's own, optimizer buffers, state."""
     optimizer = parts.trainer.optimizers.state_tensors()
-    objective = parts.objective.state_dict()
+    objective, stream = parts.objective.state_dict(), parts.trainer.stream
+    pending = stream.state_tensors() if isinstance(stream, Stateful) else {}
     return Checkpoint(
         state=parts.trainer.state,
         model=parts.model.state_dict(),
         trainer={f"optimizer/{name}": tensor for name, tensor in optimizer.items()}
-        | {f"objective/{name}": tensor for name, tensor in objective.items()},
+        | {f"objective/{name}": tensor for name, tensor in objective.items()}
+        | {f"stream/{name}": tensor for name, tensor in pending.items()},
     )

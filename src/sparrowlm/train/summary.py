@@ -6,6 +6,7 @@ from typing import Any
 
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.data.mixture import Mixture
+from sparrowlm.data.sequences import AnyDataset
 from sparrowlm.data.shards import Dataset
 from sparrowlm.evaluate.yardsticks import (
     gzip_bits_per_byte,
@@ -17,7 +18,7 @@ from sparrowlm.train.build import Parts
 YARDSTICK_TOKENS = 20_000_000  # held out or trained on; xz takes a second for each megabyte
 
 
-def summarize(run: RunFolder, parts: Parts, dataset: Dataset) -> dict[str, Any]:
+def summarize(run: RunFolder, parts: Parts, dataset: AnyDataset) -> dict[str, Any]:
     """The figures of a finished run, from its log; null where unknown.
 
     `train_loss` is the mean of the last tenth of the steps, 100 at most; `val_loss` the best that
@@ -67,12 +68,14 @@ def by_source(
     return found
 
 
-def yardsticks(dataset: Dataset) -> dict[str, float | None]:
+def yardsticks(dataset: AnyDataset) -> dict[str, float | None]:
     """What compressors make of the held-out bytes; null without a tokenizer or held-out split,
     and primed where the training text is too large for xz to remember. Null for a mixture, whose
-    held-out loss is weighted as no file is."""
+    held-out loss is weighted as no file is, and for sequences, of which only a part counts."""
     keys = ("gzip_bits_per_byte", "xz_bits_per_byte", "xz_primed_bits_per_byte")
-    held_out = None if isinstance(dataset, Mixture) else dataset.val_bytes(YARDSTICK_TOKENS)
+    if not isinstance(dataset, Dataset) or isinstance(dataset, Mixture):
+        return dict.fromkeys(keys)
+    held_out = dataset.val_bytes(YARDSTICK_TOKENS)
     if not held_out:
         return dict.fromkeys(keys)
     primed = None

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparrowlm.batch import Batch, Loss, Metrics, Objective
@@ -29,6 +29,19 @@ class Stream(Protocol):
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
         """The rows of `rank` in the batch of `step`."""
+        ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A stream that depends on more than the step: a rollout that is not used up yet."""
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint has to carry."""
+        ...
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from what a checkpoint carried."""
         ...
 
 

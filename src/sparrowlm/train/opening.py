@@ -1,0 +1,107 @@
+"""What a recipe trains on, opened: text is prepared first, once, into the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from sparrowlm.checkpoint import find_run
+from sparrowlm.config import ModelConfig, Recipe, TokenizerConfig
+from sparrowlm.data.mixture import Mixture, join, named_mix, prepare_mix
+from sparrowlm.data.prepare import prepare_cached
+from sparrowlm.data.sequences import AnyDataset
+from sparrowlm.data.shards import FACTS, Dataset, is_dataset, open_dataset
+from sparrowlm.data.sources import Source
+from sparrowlm.errors import ConfigError
+from sparrowlm.runtime import Runtime, cache_folder
+from sparrowlm.text.tokenizer import load_tokenizer, make_tokenizer
+from sparrowlm.train.distributed import barrier
+
+Progress = Callable[[str, int, int], None]
+Made = TypeVar("Made")
+
+
+def dataset_of(
+    recipe: Recipe, runtime: Runtime, progress: Progress | None = None, folder: Path | None = None
+) -> AnyDataset:
+    """Open what `data.path` or `data.mix` names; text is prepared into the cache first, by rank
+    0."""
+    if folder is None and recipe.data.mix:
+        return _mixture(recipe, runtime, progress)
+    if folder is None:
+        if not recipe.data.path:
+            raise ConfigError(
+                "is empty", where="data.path", fix="name files, folders or a prepared dataset"
+            )
+        first = Path(recipe.data.path[0])
+        if len(recipe.data.path) == 1 and is_dataset(first):
+            folder = first
+    if folder is None:
+        folder = _main_first(runtime, progress, lambda told: prepare_text(recipe, told))
+    return open_folder(folder, recipe)
+
+
+def _mixture(recipe: Recipe, runtime: Runtime, progress: Progress | None) -> Mixture:
+    """Open the sources of `data.mix`."""
+    cache = cache_folder() / "prepared"
+    folders = _main_first(
+        runtime, progress, lambda told: prepare_mix(recipe.data, recipe.tokenizer, cache, told)
+    )
+    return join(named_mix(recipe.data), [open_folder(folder, recipe) for folder in folders])
+
+
+def _main_first(
+    runtime: Runtime, progress: Progress | None, prepare: Callable[[Progress | None], Made]
+) -> Made:
+    """What rank 0 makes, and the other ranks then find made. Looking it up hashes the input, so
+    no rank does it twice."""
+    made = prepare(progress) if runtime.is_main else None
+    barrier(runtime)
+    return prepare(None) if made is None else made
+
+
+def open_folder(folder: Path, recipe: Recipe) -> Dataset:
+    """Open a dataset. One that brings no vocabulary gets the recipe's, where that one needs no
+    training: so nanoGPT's folder of GPT-2 tokens has samples and bits per byte."""
+    tokenizer = None
+    if recipe.tokenizer.kind in ("gpt2", "folder", "bytes") and not (folder / FACTS).exists():
+        tokenizer = make_tokenizer(recipe.tokenizer, lambda: ())
+    return open_dataset(folder, token_dtype=recipe.data.token_dtype, tokenizer=tokenizer)
+
+
+def prepare_text(
+    recipe: Recipe, progress: Progress | None, sources: Sequence[Source] | None = None
+) -> Path:
+    """The prepared dataset of a recipe's text, or of `sources`, from the cache or made now."""
+    cache = cache_folder() / "prepared"
+    return prepare_cached(recipe.data, recipe.tokenizer, cache, progress, sources)
+
+
+def planned_vocabulary(recipe: Recipe) -> int:
+    """The size a tokenizer will have, as far as the recipe alone tells."""
+    tokenizer = recipe.tokenizer
+    if recipe.model.vocab_size:
+        return recipe.model.vocab_size
+    if tokenizer.kind == "folder":
+        return load_tokenizer(Path(tokenizer.path)).vocab_size
+    return {"bpe": tokenizer.vocab_size, "gpt2": 50257, "bytes": 257, "chars": 128}[tokenizer.kind]
+
+
+def inherit(recipe: Recipe) -> Recipe:
+    """The recipe with the shape and the vocabulary of the run that `init.from` names, where it
+    says nothing of its own about them.
+
+    Raises:
+        RunError: no run there.
+    """
+    if not recipe.init.from_:
+        return recipe
+    run, _ = find_run(Path(recipe.init.from_))
+    if recipe.model == ModelConfig():
+        recipe = replace(recipe, model=run.recipe().model)
+    folder = run.path / "tokenizer"
+    if recipe.tokenizer == TokenizerConfig() and folder.is_dir():
+        recipe = replace(recipe, tokenizer=TokenizerConfig(kind="folder", path=str(folder)))
+    return recipe
