@@ -39,8 +39,8 @@ def plain(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> Tensor:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that do not divide the row, and groups that do not divide the rows."""
-    monkeypatch.setattr(attention, "BLOCK", 5)
-    monkeypatch.setattr(attention, "BLOCKED_LENGTHS", range(13, 14))
+    small = dict.fromkeys(attention.BLOCKED, (5, range(13, 14)))
+    monkeypatch.setattr(attention, "BLOCKED", small)
 
 
 shapes = pytest.mark.parametrize("shape", [(4, 4), (4, 2), (4, 1)])
@@ -52,7 +52,7 @@ documents = pytest.mark.parametrize("starts", [None, STARTS], ids=["plain", "doc
 @pytest.mark.usefixtures("small_blocks")
 def test_blocks_give_the_gradients_of_the_plain_form(shape, starts) -> None:
     q, k, v = heads(*shape)
-    assert attention.suits_blocks("cpu", 13)
+    assert attention.block_size("cpu", 13, q.dtype.itemsize) == 5
     got, want = causal_attention(q, k, v, starts=starts), plain(q, k, v, starts)
     assert got.grad_fn is not None
     assert "Blocked" in got.grad_fn.name()

@@ -15,18 +15,28 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Milliseconds forward and backward, two cores of a 2.5 GHz AVX-512 Xeon, PyTorch 2.15, float32:
+# Milliseconds forward and backward, two cores, PyTorch 2.15:
 #   rows x heads (key-value heads) x positions x width    fused kernel    blocks of 64    of 128
+#   float32, 2.5 GHz AVX-512 Xeon without bf16
 #   16 x 4 (4) x 64 x 32                                        3.7           4.8         4.9
 #   16 x 3 (3) x 128 x 64                                      10.4          11.2        11.4
 #   8 x 3 (3) x 256 x 64                                       15.6          16.3        15.8
 #   8 x 8 (4) x 512 x 64                                      140            99         106
 #   4 x 8 (4) x 1024 x 64                                     195           183         183
 #   2 x 8 (4) x 2048 x 64                                     321           364         355
-# In bfloat16, where products are cheap, the fused kernel falls further behind: 103 against 56 ms
-# for 8 x 8 x 512 x 64 (two Zen 4 cores).
-BLOCK = 64
-BLOCKED_LENGTHS = range(257, 1025)
+#   bfloat16, Zen 4, where products are cheap and the fused kernel falls further behind
+#   16 x 4 (4) x 64 x 32                                        8.9           3.8
+#   16 x 3 (3) x 128 x 64                                      17.3           8.6         6.8
+#   8 x 3 (3) x 256 x 64                                       17.3          16.5         9.7
+#   8 x 8 (4) x 512 x 64                                      134            57          48
+#   4 x 8 (4) x 1024 x 64                                     126           125         108
+#   2 x 8 (4) x 2048 x 64                                     269           247         181
+BLOCKED = {
+    2: (128, range(33, 2049)),
+    4: (64, range(257, 1025)),
+    8: (64, range(257, 1025)),
+}
+"""By the bytes of a number: queries of a block, and the lengths at which blocks win."""
 
 
 def causal_attention(
@@ -46,8 +56,9 @@ def causal_attention(
         (B, T, N, H)
     """
     trains = torch.is_grad_enabled() and q.requires_grad
-    if trains and not dropout and suits_blocks(q.device.type, q.shape[1]):
-        return _Blocked.apply(q, k, v, starts)
+    size = block_size(q.device.type, q.shape[1], q.dtype.itemsize)
+    if trains and not dropout and size:
+        return _Blocked.apply(q, k, v, starts, size)
     mask = None
     if starts is not None:
         mask = ~_unseen(starts, 0, q.shape[1], 0)[:, None]  # (B, 1, T, T)
@@ -75,9 +86,16 @@ def cached_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
     return _fused(q, keys, values, mask, mask is None, 0.0)
 
 
-def suits_blocks(device: str, length: int) -> bool:
-    """Whether blocks beat the fused kernel in training, for rows of `length` on a device type."""
-    return device == "cpu" and length in BLOCKED_LENGTHS
+def block_size(device: str, length: int, itemsize: int) -> int:
+    """Queries of a block where blocks beat the fused kernel in training, else 0.
+
+    Args:
+        device: its type.
+        length: T of the rows.
+        itemsize: bytes of a number in the products.
+    """
+    size, lengths = BLOCKED[itemsize]
+    return size if device == "cpu" and length in lengths else 0
 
 
 def _fused(
@@ -108,12 +126,14 @@ class _Blocked(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> Tensor:
+    def forward(  # (B, T, N, H), (B, T, K, H) twice, (B, T)
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, size: int
+    ) -> Tensor:
         rows, length, heads, width = q.shape
         share = heads // k.shape[2]
         q, k, v = _fold(q, share) * width**-0.5, _fold(k), _fold(v)
         mixed, weights = torch.empty_like(q), []
-        blocks = list(_blocks(length, share, starts))
+        blocks = list(_blocks(length, share, starts, size))
         for block in blocks:
             scores = torch.bmm(q[:, block.queries], k[:, block.keys].transpose(1, 2))
             block.hide(scores, share)  # (B*K, n*N/K, S)
@@ -140,7 +160,7 @@ class _Blocked(torch.autograd.Function):
             dk[:, block.keys] += torch.bmm(slope.transpose(1, 2), x)
             dv[:, block.keys] += torch.bmm(weight.transpose(1, 2), g)
         dq.mul_(scale)  # q was scaled on its way in, and k's gradient has that from it
-        return *(_unfold(each, ctx.rows, length) for each in (dq, dk, dv)), None
+        return *(_unfold(each, ctx.rows, length) for each in (dq, dk, dv)), None, None
 
 
 class _Block(NamedTuple):
@@ -160,11 +180,11 @@ class _Block(NamedTuple):
         parts[..., -keys:].add_(self.hidden[:, None, :, None])
 
 
-def _blocks(length: int, share: int, starts: Tensor | None) -> Iterator[_Block]:
-    """Cut the T queries of every row, each `share` heads wide, into blocks."""
-    ahead = torch.full((1, BLOCK, BLOCK), -math.inf).triu(1)
-    for start in range(0, length, BLOCK):
-        stop, first = min(start + BLOCK, length), 0
+def _blocks(length: int, share: int, starts: Tensor | None, size: int) -> Iterator[_Block]:
+    """Cut the T queries of every row, each `share` heads wide, into blocks of `size`."""
+    ahead = torch.full((1, size, size), -math.inf).triu(1)
+    for start in range(0, length, size):
+        stop, first = min(start + size, length), 0
         hidden = ahead[:, : stop - start, : stop - start]
         if starts is not None:
             if not torch.compiler.is_compiling():

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sparrowlm.config import ModelConfig
 from sparrowlm.config.schema import GATED
-from sparrowlm.model.attention import BLOCK, suits_blocks
+from sparrowlm.model.attention import block_size
 from sparrowlm.model.head import CHUNK_BYTES
 
 
@@ -130,7 +130,7 @@ def training_memory(
     """
     counted = count_parameters(config)
     states = 2 * counted.total - (counted.matrices if optimizer == "muon" else 0)
-    tokens, layer = rows * seq_len, layer_activations(config, seq_len, device)
+    tokens, layer = rows * seq_len, layer_activations(config, seq_len, device, product_bytes)
     kept = config.n_layers * config.d_model + layer if checkpointing else config.n_layers * layer
     # Under autocast every matrix has a narrow copy from its product until the backward pass.
     copies = product_bytes * counted.matrices if product_bytes < weight_bytes else 0
@@ -145,7 +145,9 @@ def training_memory(
     )
 
 
-def layer_activations(config: ModelConfig, seq_len: int, device: str = "cuda") -> int:
+def layer_activations(
+    config: ModelConfig, seq_len: int, device: str = "cuda", itemsize: int = 4
+) -> int:
     """Numbers that a block keeps of each token for its backward pass.
 
     A norm keeps what came in and, as the next product's input, what went out; a rotation keeps
@@ -163,6 +165,6 @@ def layer_activations(config: ModelConfig, seq_len: int, device: str = "cuda") -
         mlp = config.experts_per_token * (mlp + 2 * width) + 4 * config.n_experts
     if config.dropout:
         return norms + attention + mlp + 2 * width + 3 * config.n_heads * seq_len
-    if suits_blocks(device, seq_len):
-        attention += config.n_heads * (seq_len + BLOCK) // 2  # the weights up to the diagonal
+    if size := block_size(device, seq_len, itemsize):
+        attention += config.n_heads * (seq_len + size) // 2  # the weights up to the diagonal
     return norms + attention + mlp
