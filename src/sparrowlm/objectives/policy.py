@@ -34,9 +34,11 @@ from sparrowlm.config import PolicyConfig
 from sparrowlm.objectives.balance import balanced
 from sparrowlm.objectives.sequences import (
     completion_lengths,
+    over,
     scored,
     spread,
     target_logprobs_and_entropy,
+    zeroed_head,
 )
 
 Kind = Literal["grpo", "dr_grpo", "cispo", "ppo"]
@@ -80,7 +82,8 @@ class Policy(Objective):
         clipped), "ratio", "entropy" and, with a reference, "kl" over targets; "length" over
         completions; ppo: "value_loss" over targets."""
         hidden, routing = model(batch.tokens, batch.segments)  # (B, T, D)
-        logprob, entropy = target_logprobs_and_entropy(model, hidden, batch)
+        bonus = self.kind == "ppo" and self.settings.entropy_weight > 0
+        logprob, entropy = target_logprobs_and_entropy(model, hidden, batch, learned=bonus)
         old = batch.columns.get("old_logprob", logprob.detach())
         told = {"entropy": entropy}
         each, ratio = self._surrogate(logprob, old, batch.columns["advantage"])
@@ -96,7 +99,7 @@ class Policy(Objective):
         weights = self.weights(batch, each.dtype)
         # A position that does not count may hold anything in its columns.
         total = torch.where(batch.mask, each * weights, 0.0).sum()
-        metrics = {name: _over_targets(value, batch.mask) for name, value in told.items()}
+        metrics = {name: over(value, batch.mask) for name, value in told.items()}
         metrics["loss"] = torch.stack((total.detach(), self.count(batch).to(total.dtype)))
         completions = (completion_lengths(batch) > 0).sum()
         metrics["length"] = torch.stack((batch.mask.sum(), completions)).to(total.dtype)
@@ -197,17 +200,3 @@ def gae(
         running = surprise[..., t] + discount * lambda_ * running
         advantages[..., t] = running
     return advantages, advantages + values
-
-
-def zeroed_head(width: int) -> nn.Linear:
-    """A head from `width` to one number, which says 0 of everything at first."""
-    head = nn.Linear(width, 1)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return head
-
-
-def _over_targets(value: Tensor, mask: Tensor) -> Tensor:
-    """(2,) the sum of (B, T) over the targets that count, and their number."""
-    kept = torch.where(mask, value.detach(), 0.0)
-    return torch.stack((kept.sum(), mask.sum().to(kept.dtype)))

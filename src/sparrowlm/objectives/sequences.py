@@ -23,15 +23,17 @@ def target_logprobs(model: nn.Module, hidden: Tensor, batch: Batch) -> Tensor:
 
 
 def target_logprobs_and_entropy(
-    model: nn.Module, hidden: Tensor, batch: Batch
+    model: nn.Module, hidden: Tensor, batch: Batch, *, learned: bool = False
 ) -> tuple[Tensor, Tensor]:
     """(B, T) `target_logprobs`, and (B, T) the nats of uncertainty in the distribution that each
-    target was drawn from; both 0 where a target does not count."""
+    target was drawn from, with a gradient where it is `learned`; both 0 where a target does not
+    count."""
 
     def both(logits: Tensor, targets: Tensor) -> Tensor:
         logs = logits.log_softmax(-1)  # (n, V)
         chosen = logs.gather(-1, targets[:, None]).squeeze(-1)
-        return torch.stack((chosen, -(logs.exp() * logs).sum(-1)), -1)
+        known = logs if learned else logs.detach()
+        return torch.stack((chosen, -(known.exp() * known).sum(-1)), -1)
 
     found = _over_counted(model, hidden, batch, both)  # (B, T, 2)
     return found[..., 0], found[..., 1]
@@ -70,6 +72,20 @@ def scored(head: nn.Linear, hidden: Tensor) -> Tensor:
     rewards and values are compared by their last digits."""
     with torch.autocast(hidden.device.type, enabled=False):
         return head(hidden.to(head.weight.dtype)).squeeze(-1)
+
+
+def over(values: Tensor, real: Tensor) -> Tensor:
+    """(2,) a metric: the sum of what is real, detached, and how much that is."""
+    kept = torch.where(real, values.detach(), 0.0)
+    return torch.stack((kept.sum(), real.sum().to(kept.dtype)))
+
+
+def zeroed_head(width: int) -> nn.Linear:
+    """A head from `width` to one number, which says 0 of everything at first."""
+    head = nn.Linear(width, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 def _over_counted(
