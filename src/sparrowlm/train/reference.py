@@ -120,13 +120,13 @@ def referenced(
         return dataset
     if not isinstance(dataset, SequenceDataset):
         raise TypeError(f"stage dpo was given {type(dataset).__name__}")
+    facts: dict[str, Any] = {"data": dataset.fingerprint}
     if recipe.preference.loss == "kto":
-        dataset = with_mismatched(dataset, recipe.train.seq_len, recipe.train.seed)
+        ring = (recipe.train.seq_len, recipe.train.seed)
+        dataset = with_mismatched(dataset, *ring)
+        facts["mismatched"] = list(ring)
     splits, folder = splits_of(dataset), run.path / "reference"
-    facts: dict[str, Any] = {
-        "data": dataset.fingerprint,
-        "ids": {name: len(split.ids) for name, split in splits.items()},
-    }
+    facts["ids"] = {name: len(split.ids) for name, split in splits.items()}
     kept = _kept(folder)
     if not (resuming and {**kept, "weights": None} == {**facts, "weights": None}):
         reference = load_frozen(recipe.init.from_, "init.from", dataset, runtime)
