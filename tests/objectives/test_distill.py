@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from packed_support import gradients, make, pairs
 
+from packed_support import gradients, make, pairs
 from sparrowlm.config import DistillConfig
 from sparrowlm.model import head
 from sparrowlm.objectives.distill import Distill

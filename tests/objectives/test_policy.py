@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from packed_support import alone, gradients, make, rows_of
 
+from packed_support import alone, gradients, make, rows_of
 from sparrowlm.config import PolicyConfig
 from sparrowlm.data.packing import packed_batch
 from sparrowlm.objectives.policy import Policy, gae, group_advantages, k3
@@ -74,7 +74,11 @@ def test_ppo_against_the_closed_form():
         ratio = (logs - column(one, "old_logprob")).exp()
         total = total - torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).sum()
         hidden = model(torch.from_numpy(one.ids[:-1])[None]).hidden[0][one.mask[1:]]
-        value, wanted, old = ours.head(hidden)[:, 0], column(one, "return"), column(one, "old_value")
+        value, wanted, old = (
+            ours.head(hidden)[:, 0],
+            column(one, "return"),
+            column(one, "old_value"),
+        )
         held = torch.minimum(torch.maximum(value, old - 0.2), old + 0.2)
         errors = torch.stack(((value - wanted) ** 2, (held - wanted) ** 2)).amax(0) / 2
         choices = torch.distributions.Categorical(logits=model.logits(hidden))
@@ -88,17 +92,21 @@ def test_ppo_against_the_closed_form():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_first_ratio_is_exactly_one(kind):
-    """With old log-probabilities from the training forward, in float32 as columns are."""
+    """With old log-probabilities from the training forward, in float32 as columns are. Nothing
+    but 1 itself is inside a clip of 0."""
     model = make().float()
     batch = batch_of(advantage=None, **{"return": None, "old_value": 0.0})
-    ours = objective(kind).float()
-    old, value = ours.judged(model, batch)
+    ours = objective(kind, clip=0.0).float()
+    with torch.no_grad():
+        old, value = ours.judged(model, batch)
     assert (value is not None) == (kind == "ppo")
     assert not old.requires_grad
     for columns in (batch.columns, {**batch.columns, "old_logprob": old}):
         loss = ours(model, batch._replace(columns=columns))
         assert loss.metrics["ratio"].tolist() == [15, 15]
         assert loss.metrics["clipped"].tolist() == [0, 15]
+    near = {**batch.columns, "old_logprob": old * (1 + 1e-7)}
+    assert ours(model, batch._replace(columns=near)).metrics["clipped"][0] > 0
 
 
 @pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "cispo"])
@@ -116,9 +124,7 @@ def test_clipping_ends_the_gradient_of_what_moved_far_enough():
     model = make()
     far = batch_of(advantage=1.0, old_logprob=-30.0)  # every ratio is far above 1
     assert all((grad == 0).all() for grad in gradients(objective("grpo")(model, far).total, model))
-    assert any(
-        (grad != 0).any() for grad in gradients(objective("cispo")(model, far).total, model)
-    )
+    assert any((grad != 0).any() for grad in gradients(objective("cispo")(model, far).total, model))
 
 
 def test_k3_is_never_negative_and_0_where_nothing_moved():
@@ -142,7 +148,9 @@ def test_group_advantages_by_hand():
     spread = (0.75**2 + 3 * 0.25**2) ** 0.5 / 2
     wanted = torch.tensor([[0.75, -0.25, -0.25, -0.25], [0.0] * 4], dtype=torch.float64)
     torch.testing.assert_close(group_advantages(rewards, "dr_grpo"), wanted)
-    torch.testing.assert_close(group_advantages(rewards, "grpo"), wanted / spread, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        group_advantages(rewards, "grpo"), wanted / spread, rtol=1e-6, atol=0
+    )
 
 
 def test_gae_against_a_trace_by_hand():

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from packed_support import PAIRS, alone, gradients, item, make, pairs, rows_of
 
+from packed_support import PAIRS, alone, gradients, item, make, pairs, rows_of
 from sparrowlm.config import PreferenceConfig
 from sparrowlm.data.packing import packed_batch
 from sparrowlm.objectives.preference import Preference, log_odds
@@ -102,8 +102,7 @@ def test_kto_against_the_closed_form(labelled):
 
 def test_reference_equal_to_policy_gives_ln_2():
     model, batch = make(), pairs()
-    with torch.no_grad():
-        said = target_logprobs(model, model(batch.tokens, batch.segments).hidden, batch)
+    said = target_logprobs(model, model(batch.tokens, batch.segments).hidden, batch).detach()
     batch = batch._replace(columns={"reference_logprob": said})
     found = Preference(PreferenceConfig())(model, batch)
     assert found.total.item() / 3 == pytest.approx(math.log(2), rel=1e-15)
@@ -138,9 +137,7 @@ def test_an_answer_without_a_token_makes_no_pair():
 def test_no_reference_is_read_where_there_is_none(loss):
     ours = Preference(PreferenceConfig(loss=loss))
     model = make()
-    assert torch.equal(
-        ours(model, pairs()).total, ours(model, pairs(reference_logprob=None)).total
-    )
+    assert torch.equal(ours(model, pairs()).total, ours(model, pairs(reference_logprob=None)).total)
 
 
 def test_odds_of_certainty_stay_finite_with_their_gradient():

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from packed_support import PAIRS, gradients, make, pairs, rows_of
 
+from packed_support import PAIRS, gradients, make, pairs, rows_of
 from sparrowlm.objectives.reward import Reward, scores
 
 

@@ -44,9 +44,9 @@ def sequences(count: int, seed: int, bundle_size: int = 2) -> Sequences:
     return Sequences(np.concatenate(ids), np.concatenate(mask), np.array(starts), bundle_size)
 
 
-def pair_dataset(**columns: np.ndarray) -> SequenceDataset:
+def pair_dataset() -> SequenceDataset:
     return SequenceDataset(
-        train=sequences(64, 1),
+        train=sequences(200, 1),
         val=sequences(12, 2),
         tokenizer=make_tokenizer(TokenizerConfig(kind="bytes"), lambda: ()),
         vocab_size=VOCABULARY,
@@ -184,7 +184,7 @@ def test_resume_equals_no_interruption(loss, base, tmp_path):
 
 def test_the_first_loss_is_ln_2_and_the_held_out_part_is_told(base, tmp_path):
     runtime = cpu("float64")
-    recipe = recipe_of("dpo", runtime, steps=30, preference={"beta": 1.0})
+    recipe = recipe_of("dpo", runtime, steps=40, preference={"beta": 1.0}, optim={"lr": 5e-3})
     parts = started(recipe, base, RunFolder(tmp_path / "run"), runtime)
     before = measure(parts, parts.scene.recipe, parts.scene.dataset, runtime)
     assert before["val_loss"] == pytest.approx(math.log(2), abs=1e-5)

@@ -105,14 +105,16 @@ class Policy(Objective):
         metrics["length"] = torch.stack((batch.mask.sum(), completions)).to(total.dtype)
         return balanced(Loss(total, metrics), routing, weights)
 
-    @torch.no_grad()
     def judged(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """What `old_logprob` and `old_value` are to hold, each (B, T): the same computation as in
-        `forward`, so that with the same rows in a micro-batch, and no dropout, the first ratio is
-        exactly 1. The value is None without a value head."""
-        hidden, _ = model(batch.tokens, batch.segments)
-        logprob, _ = target_logprobs_and_entropy(model, hidden, batch)
-        return logprob, None if self.head is None else scored(self.head, hidden)
+        """What `old_logprob` and `old_value` are to hold, each (B, T), detached: the computation
+        of `forward`, so that with the same rows in a micro-batch, and no dropout, the first ratio
+        is exactly 1. The value is None without a value head."""
+        # Without a gradient attention takes another kernel, which differs in the last digits.
+        with torch.enable_grad():
+            hidden, _ = model(batch.tokens, batch.segments)
+            logprob, _ = target_logprobs_and_entropy(model, hidden, batch)
+            value = None if self.head is None else scored(self.head, hidden).detach()
+        return logprob.detach(), value
 
     def _surrogate(self, logprob: Tensor, old: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) the policy's loss of each target, and the ratio, detached."""
@@ -172,9 +174,7 @@ def group_advantages(rewards: Tensor, kind: Kind) -> Tensor:
     return apart.masked_fill(equal, 0.0).to(rewards.dtype)
 
 
-def gae(
-    rewards: Tensor, values: Tensor, discount: float, lambda_: float
-) -> tuple[Tensor, Tensor]:
+def gae(rewards: Tensor, values: Tensor, discount: float, lambda_: float) -> tuple[Tensor, Tensor]:
     """Generalized advantage estimation (Schulman et al. 2016) over whole completions.
 
     Args:
