@@ -257,7 +257,7 @@ def _refused(values: dict[str, Any]) -> list[str]:
         f"bias {values.get('bias')}": values.get("bias", "none") != "none",
         "fan_in_fan_out": bool(values.get("fan_in_fan_out")),
     }
-    unknown = ("use_dora", "use_qalora", "modules_to_save", "alpha_pattern", "layer_replication", "lora_bias",
-               "target_parameters", "trainable_token_indices")  # fmt: skip
+    unknown = ("use_dora", "use_qalora", "modules_to_save", "alpha_pattern", "layer_replication",
+               "lora_bias", "target_parameters", "trainable_token_indices")  # fmt: skip
     checks |= {name: bool(values.get(name)) for name in unknown}
     return [name for name, asked in checks.items() if asked]
