@@ -15,8 +15,9 @@ from sparrowlm.data.mixture import join, named_mix
 from sparrowlm.data.shards import open_dataset
 from sparrowlm.errors import DataError
 from sparrowlm.pipeline import train
+from sparrowlm.runtime import detect
 from sparrowlm.train.measure import weighted
-from sparrowlm.train.stages import token_stream
+from sparrowlm.train.stages import Scene, token_stream
 from support import same_results, tiny_recipe, with_model, write_recipe
 
 
@@ -88,4 +89,4 @@ def test_a_source_with_too_few_tokens_is_named(recipe, tmp_path: Path) -> None:
     mix = named_mix(recipe.data)
     mixture = join(mix, [open_dataset(Path(entry.path[0])) for entry in mix])
     with pytest.raises(DataError, match=r"source 'numbers': 2 tokens do not fill one row"):
-        token_stream(recipe, mixture)
+        token_stream(Scene(recipe, mixture, detect("cpu")))
