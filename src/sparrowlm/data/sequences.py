@@ -93,6 +93,8 @@ class SequenceDataset:
     eot_id: int | None
     fingerprint: str
     description: dict[str, Any]
+    replay: Dataset | None = None
+    """Text that is trained on beside the sequences."""
 
 
 AnyDataset = Dataset | SequenceDataset
@@ -122,6 +124,10 @@ class PackedStream:
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
         """The rows of one rank in one step, B = about rows / world_size."""
         rows = np.arange(*rank_rows(step, self.rows, rank, world_size), dtype=np.int64)
+        return self.read(rows)
+
+    def read(self, rows: np.ndarray) -> Batch:
+        """The global `rows` (B,)."""
         epochs, within = np.divmod(rows, self.rows_per_epoch)
         for epoch in np.unique(epochs).tolist():
             chosen = epochs == epoch
@@ -129,6 +135,11 @@ class PackedStream:
             within[chosen] = permute(within[chosen], self.rows_per_epoch, seed)
         found = [[self.sequences.bundle(one) for one in self.packed[row]] for row in within]
         return packed_batch(found, self.seq_len)
+
+    @property
+    def padding(self) -> float:
+        """The share of positions that packing leaves empty."""
+        return 1 - int(self.sequences.lengths().sum()) / (self.rows_per_epoch * self.seq_len)
 
 
 def pack(sequences: Sequences, seq_len: int, seed: int) -> list[list[int]]:
