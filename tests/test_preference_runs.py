@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sparrowlm.checkpoint import RunFolder
-from sparrowlm.config import Recipe, TokenizerConfig, dump_recipe, load_recipe
+from sparrowlm.config import LoraConfig, Recipe, TokenizerConfig, dump_recipe, load_recipe
 from sparrowlm.pipeline import train
 from support import TINY, run_command, same_results, tiny_recipe
 
@@ -131,6 +131,18 @@ def test_the_recipe_of_students_trains_when_shrunk(files, tmp_path) -> None:
     recipe = RunFolder(tmp_path / "run").recipe()
     assert recipe.model.vocab_size == RunFolder(files["base"]).recipe().model.vocab_size
     assert recipe.model.d_model == 16
+
+
+def test_adapters_learn_preferences_beside_the_reference_that_they_start_from(
+    files, tmp_path
+) -> None:
+    recipe = shrunk("dpo", files, "pairs")
+    rows = run(replace(recipe, lora=LoraConfig(rank=2)), tmp_path / "run")
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert rows[-1]["val_loss"] != rows[0]["loss"]
+    held = RunFolder(tmp_path / "run").load(6).model
+    assert held
+    assert all("lora" in name for name in held)
 
 
 def test_a_resumed_run_keeps_what_its_reference_said(files, tmp_path) -> None:

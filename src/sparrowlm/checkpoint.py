@@ -2,6 +2,8 @@
 
     config.toml  summary.json  machine.json  metrics.jsonl  samples.jsonl  report.html  loss.png
     tokenizer/
+    base/{model.safetensors, base.json, manifest.json}    of a LoRA run: what it adapts
+    adapter/                    of a LoRA run that ended: PEFT's files
     checkpoints/
       step-00001000/{model.safetensors, trainer.safetensors, state.json, manifest.json}
       best.json  last.json          each names a step
@@ -12,6 +14,7 @@ the one to resume from; `last.json` and `best.json` only say what is there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -20,6 +23,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,6 +31,7 @@ from torch import Tensor
 from sparrowlm import files
 from sparrowlm.config import Recipe, load_recipe
 from sparrowlm.errors import EnvironmentFault, RunError
+from sparrowlm.model.lora import changes_of, merge
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Checkpoint:
 
     state: State
     model: dict[str, Tensor]
+    """Of a LoRA run the adapters alone: `RunFolder.weights` gives the whole."""
     trainer: dict[str, Tensor]
 
     def under(self, prefix: str) -> dict[str, Tensor]:
@@ -79,6 +85,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self.base = path / "base"
 
     def create(self) -> None:
         """Make the folder; what killed writers left in it is removed.
@@ -115,8 +122,8 @@ class RunFolder:
         state = checkpoint.state
         final = self.folder(state.step)
         with files.publish(final, replace=True) as work:
-            _save_tensors(checkpoint.model, work / "model.safetensors")
-            _save_tensors(checkpoint.trainer, work / "trainer.safetensors")
+            save_tensors(checkpoint.model, work / "model.safetensors")
+            save_tensors(checkpoint.trainer, work / "trainer.safetensors")
             files.write_json(work / "state.json", asdict(state))
         self.point(state)
         for step in self.steps()[:-keep_last]:
@@ -176,6 +183,43 @@ class RunFolder:
             trainer=load_file(folder / "trainer.safetensors"),
         )
 
+    def weights(self, step: int) -> dict[str, Tensor]:
+        """The weights of a plain model at a step, onto the CPU: those of a LoRA run with its
+        adapters merged into its base.
+
+        Raises:
+            RunError: a file is missing or differs from its manifest.
+        """
+        saved, lora = self.load(step).model, self.recipe().lora
+        if not lora.rank:
+            return saved
+        return merge(self.load_base(), changes_of(saved, lora.alpha))
+
+    def save_base(self, weights: dict[str, Tensor], origin: str) -> None:
+        """Keep what a LoRA run adapts, once.
+
+        Args:
+            weights: of the plain model.
+            origin: where they come from, for people.
+        """
+        facts = {"from": origin, "fingerprint": fingerprint(weights)}
+        with files.publish(self.base, replace=True) as work:
+            save_tensors(weights, work / "model.safetensors")
+            files.write_json(work / "base.json", facts)
+
+    def load_base(self) -> dict[str, Tensor]:
+        """The weights that a LoRA run adapts, onto the CPU.
+
+        Raises:
+            RunError: a file is missing or differs from its manifest.
+        """
+        files.verify(self.base)
+        return load_file(self.base / "model.safetensors")
+
+    def base_facts(self) -> dict[str, str]:
+        """Of a LoRA run's base: `from`, and the `fingerprint` of its weights."""
+        return files.read_json(self.base / "base.json")
+
     def append(self, log: str, row: dict[str, Any]) -> None:
         """Add a row to a log. It is in the file at once, and on the disk at the next checkpoint."""
         path = self.path / log
@@ -207,6 +251,16 @@ class RunFolder:
                     yield json.loads(line)
 
 
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of weights by name, type, shape and value, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def find_run(path: Path) -> tuple[RunFolder, int]:
     """A run folder and a step from what a person typed: a run, or one of its checkpoints.
 
@@ -232,7 +286,8 @@ def _state(values: dict[str, Any], folder: Path) -> State:
     return State(**values)
 
 
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file inside of a folder that is being published."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(plain, path)

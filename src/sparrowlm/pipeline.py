@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from sparrowlm import files
 from sparrowlm.checkpoint import Checkpoint, RunFolder, find_run
-from sparrowlm.config import Recipe, dump_recipe
+from sparrowlm.config import Recipe, check_lora, dump_recipe
 from sparrowlm.data.mixture import contaminations
 from sparrowlm.data.sequences import AnyDataset, SequenceDataset
 from sparrowlm.data.shards import is_dataset
@@ -21,6 +21,7 @@ from sparrowlm.model.count import flops_per_token
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.report.html import write_report
 from sparrowlm.runtime import Runtime, detect, machine, matmul_rate
+from sparrowlm.share.adapters import keep_adapter, with_adapter
 from sparrowlm.text.chat import ChatFormat
 from sparrowlm.text.tokenizer import Tokenizer, load_tokenizer
 from sparrowlm.train.build import (
@@ -100,16 +101,17 @@ def _train(
     dataset_folder: Path | None,
 ) -> dict[str, Any] | None:
     """`train`, once the ranks have met. What refers to their group ends with this function."""
-    recipe = inherit(recipe)
+    recipe = inherit(recipe, run if resume and run.exists else None)
+    check_lora(recipe)
     dataset = dataset_of(recipe, runtime, progress, dataset_folder)
     recipe = resolve_recipe(recipe, dataset.vocab_size, runtime)
     checkpoint, changes = (
         resume_point(run, recipe, dataset, runtime) if resume else (None, _first_told(dataset))
     )
-    weights = None if checkpoint or not recipe.init.from_ else _weights(recipe, dataset)
+    weights = _weights(run, recipe, dataset, checkpoint)
     barrier(runtime)  # nobody writes before all have read
     if runtime.is_main:
-        _open_folder(run, recipe, dataset, checkpoint)
+        _open_folder(run, recipe, dataset, checkpoint, weights)
     barrier(runtime)  # the folder is there
     dataset = referenced(recipe, dataset, run, runtime, resuming=checkpoint is not None)
     reference = reference_of(recipe, dataset, runtime)
@@ -152,7 +154,7 @@ def _sit(
         runtime,
         display,
         _writer(parts.model, dataset.tokenizer, recipe, runtime),
-        flops_per_token=flops_per_token(recipe.model, recipe.train.seq_len),
+        flops_per_token=flops_per_token(recipe.model, recipe.train.seq_len, recipe.lora),
         ceiling=ceiling,
     )
     for message in [*changes, *packing_of(parts.trainer.stream)]:
@@ -163,6 +165,9 @@ def _sit(
     if not finished:
         write_report(run.path)
         return None
+    if recipe.lora.rank:
+        for message in keep_adapter(run):
+            sitting.event(message)
     summary = summarize(run, parts, dataset)
     files.write_json(run.path / "summary.json", summary)
     write_report(run.path)
@@ -209,6 +214,7 @@ def plan_recipe(recipe: Recipe, available: int = 0) -> tuple[Plan, Runtime, bool
         The plan, the runtime it is for, and whether the data was there to count epochs by.
     """
     recipe = inherit(recipe)
+    check_lora(recipe)
     runtime = detect(recipe.train.device, recipe.train.precision)
     folder = Path(recipe.data.path[0]) if recipe.data.path else Path()
     prepared = len(recipe.data.path) == 1 and is_dataset(folder)
@@ -225,7 +231,11 @@ def plan_recipe(recipe: Recipe, available: int = 0) -> tuple[Plan, Runtime, bool
 
 
 def _open_folder(
-    run: RunFolder, recipe: Recipe, dataset: AnyDataset, checkpoint: Checkpoint | None
+    run: RunFolder,
+    recipe: Recipe,
+    dataset: AnyDataset,
+    checkpoint: Checkpoint | None,
+    weights: dict[str, Any] | None,
 ) -> None:
     """Write what a run knows before its first step, and cut its logs back to the checkpoint."""
     run.create()
@@ -236,13 +246,31 @@ def _open_folder(
     files.write_json(run.path / "machine.json", facts)
     run.cut_logs(checkpoint.state.log_bytes if checkpoint else {})
     (run.path / "summary.json").unlink(missing_ok=True)  # of a run that is longer now
+    if recipe.lora.rank and not run.exists:
+        run.save_base(weights or {}, str(_origin(recipe)))
     # Last: its presence says that a run was started here.
     files.write_text(run.path / "config.toml", dump_recipe(recipe))
     if checkpoint is not None:
         run.point(checkpoint.state)
 
 
-def _weights(recipe: Recipe, dataset: AnyDataset) -> dict[str, Any]:
+def _weights(
+    run: RunFolder, recipe: Recipe, dataset: AnyDataset, checkpoint: Checkpoint | None
+) -> dict[str, Any] | None:
+    """What `build` wants beside a checkpoint: the weights of the run that `init.from` names at the
+    start, and at any step the base of a run that trains adapters."""
+    if recipe.lora.rank and run.exists:
+        return run.load_base()
+    return None if checkpoint or not recipe.init.from_ else _first_weights(recipe, dataset)
+
+
+def _origin(recipe: Recipe) -> Path:
+    """The checkpoint that `init.from` means."""
+    run, step = find_run(Path(recipe.init.from_))
+    return run.folder(step)
+
+
+def _first_weights(recipe: Recipe, dataset: AnyDataset) -> dict[str, Any]:
     """The weights of the run that `init.from` names.
 
     Raises:
@@ -250,7 +278,7 @@ def _weights(recipe: Recipe, dataset: AnyDataset) -> dict[str, Any]:
     """
     run, step = find_run(Path(recipe.init.from_))
     same_vocabulary(run, dataset)
-    return run.load(step).model
+    return run.weights(step)
 
 
 def _writer(
@@ -297,12 +325,20 @@ class Loaded:
         return Engine(self.model, self.tokenizer, self.runtime).text(prompt, sampling)
 
 
-def load_run(path: Path, device: str = "auto", precision: str = "auto") -> Loaded:
+def load_run(
+    path: Path, device: str = "auto", precision: str = "auto", adapter: Path | None = None
+) -> Loaded:
     """A run at its best step, or at the checkpoint that `path` names; nothing but the folder is
     needed.
 
+    Args:
+        path: a run folder or a checkpoint.
+        device: auto, cpu, cuda or mps.
+        precision: of products and cache.
+        adapter: changes to put into it, as of `share.adapters.read_adapter`.
+
     Raises:
-        RunError: no run there, no checkpoint in it, or no tokenizer.
+        RunError: no run there, no checkpoint in it, no tokenizer, or an adapter for another model.
     """
     run, step = find_run(path)
     recipe = run.recipe()
@@ -313,5 +349,8 @@ def load_run(path: Path, device: str = "auto", precision: str = "auto") -> Loade
     runtime = detect(device, precision)
     model = Transformer(recipe.model)
     model.to(runtime.device, runtime.weight_dtype).eval()
-    load_weights(model, run.load(step).model)
+    weights = run.weights(step)
+    if adapter is not None:
+        weights = with_adapter(weights, adapter)
+    load_weights(model, weights)
     return Loaded(model, load_tokenizer(run.path / "tokenizer"), recipe, runtime, step)

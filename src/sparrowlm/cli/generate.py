@@ -34,6 +34,7 @@ def generate(
     num: int = 1,
     max_tokens: int = 200,
     interactive: bool = False,
+    adapter: Path | None = None,
     device: str = "auto",
     precision: str = "auto",
 ) -> None:
@@ -52,6 +53,7 @@ def generate(
         num: How many texts to write.
         max_tokens: Longest text, or piece of an interactive story.
         interactive: Write a story together, piece by piece.
+        adapter: Changes to write with: a LoRA run on this base, or an adapter's folder of PEFT's.
         device: auto, cpu, cuda or mps.
         precision: auto, float32, bfloat16, float16 or float64.
     """
@@ -67,7 +69,7 @@ def generate(
         max_tokens=max_tokens,
         stop=stop,
     )
-    write_from(run, prompt, sampling, num, interactive, device, precision)
+    write_from(run, prompt, sampling, num, interactive, device, precision, adapter)
 
 
 def write_from(
@@ -78,6 +80,7 @@ def write_from(
     interactive: bool,
     device: str,
     precision: str,
+    adapter: Path | None = None,
 ) -> None:
     """Load the run, and write from the prompt or with the person."""
     from sparrowlm.errors import ConfigError
@@ -93,7 +96,7 @@ def write_from(
             fix='leave out --num and --prompt "-"',
         )
     begin = _standard_input() if prompt == "-" else prompt
-    loaded = load_run(run, device, precision)
+    loaded = load_run(run, device, precision, adapter)
     engine = Engine(loaded.model, loaded.tokenizer, loaded.runtime)
     page = Page()
     if interactive:

@@ -78,6 +78,10 @@ def show_plan(recipe: Recipe, available: int) -> None:
     parts = plan.parameters
     table.add_row("parameters", f"{parts.total:,}", _parts(parts._asdict()))
     optimizer = plan.recipe.optim.name
+    if plan.recipe.lora.rank:
+        optimizer = "adamw"
+        note = f"low-rank changes of rank {plan.recipe.lora.rank}; the parameters stay as they are"
+        table.add_row("trained", f"{plan.trained:,}", note)
     for name, note in (
         ("weights", ""),
         ("gradients", ""),

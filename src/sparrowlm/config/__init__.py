@@ -1,7 +1,7 @@
 """The settings of a recipe: their schema, their file format and their derived values."""
 
 from sparrowlm.config.load import dump_recipe, find_recipe, load_recipe, recipe_from_dict
-from sparrowlm.config.resolve import resolve_model
+from sparrowlm.config.resolve import check_lora, lora_targets, resolve_model
 from sparrowlm.config.schema import (
     CheckpointConfig,
     CleanConfig,
@@ -40,9 +40,11 @@ __all__ = [
     "SamplesConfig",
     "TokenizerConfig",
     "TrainConfig",
+    "check_lora",
     "dump_recipe",
     "find_recipe",
     "load_recipe",
+    "lora_targets",
     "recipe_from_dict",
     "resolve_model",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sparrowlm.config.schema import GATED, ModelConfig
+from sparrowlm.config.load import near_miss
+from sparrowlm.config.schema import GATED, LORA_TARGETS, LoraConfig, ModelConfig, Recipe
 from sparrowlm.errors import ConfigError
 
 
@@ -88,3 +89,61 @@ def default_d_ff(config: ModelConfig) -> int:
     if config.mlp in GATED:
         return -(-8 * config.d_model // 3 // 64) * 64
     return 4 * config.d_model
+
+
+def lora_targets(lora: LoraConfig, model: ModelConfig) -> tuple[str, ...]:
+    """The products of a block that get a low-rank change, in the block's order.
+
+    `gate` is passed over in a model whose MLP has none, so that one list serves every shape.
+
+    Args:
+        lora: with a rank above zero.
+        model: a shape.
+
+    Raises:
+        ConfigError: every impossible setting, in one message.
+    """
+    faults = []
+    if lora.rank < 1:
+        faults.append(f"lora.rank is {lora.rank}, and must be above zero")
+    if not lora.alpha > 0:
+        faults.append(f"lora.alpha is {lora.alpha}, and must be above zero")
+    if not 0 <= lora.dropout < 1:
+        faults.append(f"lora.dropout {lora.dropout} is not in [0, 1)")
+    for name in lora.targets:
+        if name == "router":
+            faults.append("lora.targets names router, whose odds choose experts: it stays frozen")
+        elif name not in LORA_TARGETS:
+            faults.append(f"lora.targets names {name!r}{near_miss(name, LORA_TARGETS)}")
+    stacked = [name for name in ("gate", "up", "down") if name in lora.targets]
+    if model.n_experts and stacked:
+        faults.append(
+            f"lora.targets names {', '.join(stacked)}, which the model has once for each expert,"
+            ' stacked into one tensor: only attention can be adapted; set it to ["q", "k", "v",'
+            ' "o"]'
+        )
+    lacking = () if model.mlp in GATED else ("gate",)
+    found = tuple(name for name in LORA_TARGETS if name in lora.targets and name not in lacking)
+    if not faults and not found:
+        faults.append(f"lora.targets {list(lora.targets)} names no layer of this model")
+    if faults:
+        raise ConfigError("; ".join(faults), where="[lora]")
+    return found
+
+
+def check_lora(recipe: Recipe) -> None:
+    """Hold `[lora]` to the model of a recipe, where it asks for adapters at all.
+
+    Raises:
+        ConfigError: an impossible setting, or nothing to adapt.
+    """
+    if not recipe.lora.rank:
+        return
+    lora_targets(recipe.lora, recipe.model)
+    if not recipe.init.from_:
+        raise ConfigError(
+            "asks for low-rank changes, and init.from names no run to change",
+            where="lora.rank",
+            why="random weights that stay frozen under small changes would learn next to nothing",
+            fix="set init.from to a trained run, or lora.rank = 0",
+        )

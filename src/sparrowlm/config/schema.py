@@ -17,6 +17,7 @@ Tokens = Literal["bpe", "chars", "bytes", "gpt2", "folder"]
 Stages = Literal["pretrain", "sft", "dpo", "reward", "grpo", "ppo", "distill"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 GATED: tuple[str, ...] = ("swiglu", "reglu")
+LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class LoraConfig:
     rank: int = 0  # Of every change; 0: all weights are trained
     alpha: float = 16.0  # The change is scaled by alpha / rank
     dropout: float = 0.0  # On what goes into the change
-    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")  # Layers that get one
+    targets: tuple[str, ...] = LORA_TARGETS  # Layers of every block that get one
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from sparrowlm.config.schema import GATED
 from sparrowlm.errors import UserError
 from sparrowlm.model.attention import cached_attention
 from sparrowlm.model.cache import KVCache, Window
+from sparrowlm.model.lora import full_weight
 from sparrowlm.model.mlp import Mlp
 from sparrowlm.model.moe import Experts
 from sparrowlm.model.transformer import Block, Output, Transformer, rotary_angles, rotate
@@ -235,7 +236,7 @@ class Decoder:
         """Several layers of one input as one product. A norm g u + b before it is folded in:
         W (g u + b) = (W g) u + W b."""
         wide = self.embed.dtype
-        weight = torch.cat([layer.weight.detach() for layer in layers]).to(wide)
+        weight = torch.cat([full_weight(layer) for layer in layers]).to(wide)
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         bias = torch.cat(biases).to(wide) if biases else None
         if norm is not None:

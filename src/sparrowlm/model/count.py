@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sparrowlm.config import ModelConfig
+from sparrowlm.config import LoraConfig, ModelConfig, lora_targets
 from sparrowlm.config.schema import GATED
 from sparrowlm.model.attention import block_size
 from sparrowlm.model.head import CHUNK_BYTES
@@ -76,18 +76,37 @@ def active_parameters(config: ModelConfig) -> Parameters:
     return counted._replace(mlp=counted.mlp // config.n_experts * config.experts_per_token)
 
 
-def flops_per_token(config: ModelConfig, seq_len: int) -> float:
+def lora_parameters(config: ModelConfig, lora: LoraConfig) -> int:
+    """The numbers that low-rank changes of a resolved shape hold; 0 without a rank.
+
+    >>> minimind = ModelConfig(6400, 512, 8, 16, 8, d_ff=1408, max_seq_len=512, qk_norm=False)
+    >>> lora_parameters(resolve_model(minimind), LoraConfig(rank=8, targets=("q", "v")))
+    114688
+    """
+    if not lora.rank:
+        return 0
+    width, inner = config.d_model, config.d_ff
+    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    sides = {"q": width + queries, "k": width + keys, "v": width + keys, "o": queries + width}
+    sides |= dict.fromkeys(("gate", "up", "down"), width + inner)
+    chosen = lora_targets(lora, config)
+    return config.n_layers * lora.rank * sum(sides[name] for name in chosen)
+
+
+def flops_per_token(config: ModelConfig, seq_len: int, lora: LoraConfig | None = None) -> float:
     """Floating-point operations of a training step for each token: forward, and twice that
     backward (Chowdhery et al. 2022, appendix B).
 
     A weight costs two operations forward, the head's too, tied or not; looking a row up costs
     none. Of experts the chosen ones count. Attention is counted where it is causal: half of the
-    T x T products.
+    T x T products. A weight that is frozen beside low-rank changes has no gradient of its own and
+    costs four operations instead of six.
     """
     weights = active_parameters(config).matrices + config.vocab_size * config.d_model
     queries = config.n_heads * config.head_dim
     scores = config.n_layers * 2 * queries * seq_len / 2  # products, of scores and of values
-    return 6 * (weights + scores)
+    changes = lora_parameters(config, lora) if lora is not None else 0
+    return (4 if changes else 6) * weights + 6 * (scores + changes)
 
 
 class Memory(NamedTuple):
@@ -115,6 +134,7 @@ def training_memory(
     product_bytes: int = 4,
     checkpointing: bool = False,
     device: str = "cuda",
+    lora: LoraConfig | None = None,
 ) -> Memory:
     """What a step holds at its peak, without the allocator's own waste.
 
@@ -127,22 +147,38 @@ def training_memory(
         product_bytes: of an activation: 2 under autocast.
         checkpointing: only the input of each block is kept.
         device: its type; on a CPU attention may keep its weights (`model.attention`).
+        lora: with a rank, only such changes have gradients and optimizer state (AdamW's).
     """
     counted = count_parameters(config)
-    states = 2 * counted.total - (counted.matrices if optimizer == "muon" else 0)
+    changes = lora_parameters(config, lora) if lora is not None else 0
+    trained = changes or counted.total
+    states = 2 * trained - (counted.matrices if optimizer == "muon" and not changes else 0)
     tokens, layer = rows * seq_len, layer_activations(config, seq_len, device, product_bytes)
+    if lora is not None and changes:
+        layer += _lora_activations(config, lora)
     kept = config.n_layers * config.d_model + layer if checkpointing else config.n_layers * layer
     # Under autocast every matrix has a narrow copy from its product until the backward pass.
     copies = product_bytes * counted.matrices if product_bytes < weight_bytes else 0
     return Memory(
-        weights=weight_bytes * counted.total,
-        gradients=weight_bytes * counted.total,
+        weights=weight_bytes * (counted.total + changes),
+        gradients=weight_bytes * trained,
         optimizer=weight_bytes * states,
         activations=product_bytes * tokens * (kept + 2 * config.d_model) + copies,
         # A chunk's logits and probabilities, and the gradients that wait for the backward pass.
         head=2 * min(CHUNK_BYTES, 4 * tokens * config.vocab_size)
-        + weight_bytes * config.d_model * (tokens + config.vocab_size),
+        + weight_bytes * config.d_model * (tokens + (0 if changes else config.vocab_size)),
     )
+
+
+def _lora_activations(config: ModelConfig, lora: LoraConfig) -> int:
+    """Numbers that the changes of a block keep of each token: what goes into B and, where there
+    is dropout, into A. Without it, what goes into A goes into the frozen product too. (That one
+    keeps nothing, so a block with few changes keeps less than is counted here.)"""
+    names = lora_targets(lora, config)
+    queries = config.n_heads * config.head_dim
+    entering = {"o": queries, "down": config.d_ff}
+    dropped = sum(entering.get(name, config.d_model) for name in names) if lora.dropout else 0
+    return lora.rank * len(names) + dropped
 
 
 def layer_activations(

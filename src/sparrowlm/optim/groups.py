@@ -3,8 +3,11 @@
     matrices   two-dimensional weights inside the blocks      Muon, or AdamW; decayed
     tables     embeddings, positions, the head                AdamW; decayed only without Muon
     vectors    norms and biases                               AdamW; never decayed
+    adapters   low-rank changes (`model.lora`)                AdamW; decayed
 
-A parameter that is in none, or in two, stops the run before it starts.
+A parameter that is in none, or in two, stops the run before it starts. Adapters are AdamW's under
+Muon too: Muon makes all singular values of a step alike, which says something of a whole weight,
+but B A is what changes, and A's share of it depends on the length of B, which starts at zero.
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ from sparrowlm.errors import RunError
 from sparrowlm.optim.muon import Muon
 
 Named = dict[str, nn.Parameter]
+ADAPTERS = (".lora_a", ".lora_b")  # as `model.lora` names them
 
 
 def split_parameters(module: nn.Module) -> dict[str, Named]:
-    """Sort the parameters that require a gradient into matrices, tables and vectors.
+    """Sort the parameters that require a gradient into matrices, tables, vectors and adapters.
 
     Args:
         module: the model, or a module that holds the model and its objective.
@@ -36,11 +40,13 @@ def split_parameters(module: nn.Module) -> dict[str, Named]:
         if isinstance(child, nn.Embedding) or name.rpartition(".")[2] == "head"
         for parameter in child.parameters(recurse=False)
     }
-    groups: dict[str, Named] = {"matrices": {}, "tables": {}, "vectors": {}}
+    groups: dict[str, Named] = {"matrices": {}, "tables": {}, "vectors": {}, "adapters": {}}
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for name, parameter in trainable.items():
         if parameter.ndim < 2:
             groups["vectors"][name] = parameter
+        elif name.endswith(ADAPTERS):
+            groups["adapters"][name] = parameter
         elif id(parameter) in tables:
             groups["tables"][name] = parameter
         else:
@@ -130,7 +136,7 @@ def build_optimizers(
     groups = split_parameters(module)
     decay = config.weight_decay
     optimizers: list[torch.optim.Optimizer] = []
-    adam = [(groups["vectors"], 0.0)]
+    adam = [(groups["vectors"], 0.0), (groups["adapters"], decay)]
     if config.name == "muon":
         # Tables step once for each token seen: decay would shrink the rows of rare ones.
         adam.append((groups["tables"], 0.0))

@@ -290,6 +290,17 @@ def split_heads(name: str, tensor: Tensor) -> Tensors:
     }
 
 
+def named_there(module: str, names: dict[str, str]) -> str:
+    """Their name of one of our modules.
+
+    >>> named_there("blocks.3.attention.q", LLAMA)
+    'model.layers.3.self_attn.q_proj'
+    """
+    number = re.search(r"(?<=\.)\d+(?=\.)", module)
+    pattern = re.sub(r"(?<=\.)\d+(?=\.)", "{}", module, count=1)
+    return names[pattern].format(number and number[0])
+
+
 def zero_biases(tensors: Tensors, modules: str) -> Tensors:
     """Zeros for the biases that our products have, all or none, and these of the other model lack.
 

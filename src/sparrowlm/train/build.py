@@ -11,10 +11,11 @@ from torch import nn
 
 from sparrowlm.batch import Objective
 from sparrowlm.checkpoint import Checkpoint, State
-from sparrowlm.config import ModelConfig, Recipe, resolve_model
+from sparrowlm.config import ModelConfig, Recipe, check_lora, resolve_model
 from sparrowlm.config.units import Span, parse_span
 from sparrowlm.data.sequences import AnyDataset
 from sparrowlm.errors import ConfigError, RunError
+from sparrowlm.model.lora import adapt, trained_tensors
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.optim import Optimizers, Schedule, build_optimizers
 from sparrowlm.runtime import Runtime
@@ -118,18 +119,13 @@ def build(
         dataset: what it is trained on.
         runtime: where.
         checkpoint: where to go on; None starts at step 0.
-        weights: a model to start from at step 0, of the same shape.
+        weights: a model to start from at step 0, of the same shape; with `lora.rank`, what is
+            adapted, at any step.
         should_stop: see `Trainer`.
         reference: see `Scene`.
     """
     stage = STAGES[recipe.stage]
-    model = Transformer(
-        recipe.model, activation_checkpointing=recipe.train.activation_checkpointing
-    )
-    model.init_weights(recipe.train.seed)
-    model.to(runtime.device, runtime.weight_dtype)  # before loading, which would round float64
-    if checkpoint is not None or weights is not None:
-        load_weights(model, checkpoint.model if checkpoint is not None else weights or {})
+    model = _model(recipe, runtime, checkpoint, weights)
     scene = Scene(recipe, dataset, runtime, model, reference)
     objective = stage.objective(scene).to(runtime.device, runtime.weight_dtype)
     step = Step(model, objective)
@@ -161,13 +157,45 @@ def build(
     return Parts(model, objective, trainer, scene)
 
 
+def _model(
+    recipe: Recipe,
+    runtime: Runtime,
+    checkpoint: Checkpoint | None,
+    weights: dict[str, torch.Tensor] | None,
+) -> Transformer:
+    """The model of `build`, on its device."""
+    model = Transformer(
+        recipe.model, activation_checkpointing=recipe.train.activation_checkpointing
+    )
+    model.init_weights(recipe.train.seed)
+    model.to(runtime.device, runtime.weight_dtype)  # before loading, which would round float64
+    adapted = bool(recipe.lora.rank)
+    begin = weights if adapted or checkpoint is None else checkpoint.model
+    if begin is not None:
+        load_weights(model, begin)
+    elif adapted:
+        check_lora(recipe)
+        raise TypeError("an adapted model needs the weights that it adapts")
+    if adapted:
+        adapt(model, recipe.lora, recipe.train.seed)
+        if checkpoint is not None:
+            own = model.state_dict() | checkpoint.model
+            _check_names(trained_tensors(model), checkpoint.model)
+            model.load_state_dict(own)
+    return model
+
+
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Put saved weights into a model of the same shape.
 
     Raises:
         RunError: a name or a shape differs, each one named.
     """
-    own = model.state_dict()
+    _check_names(model.state_dict(), weights)
+    model.load_state_dict(weights)
+
+
+def _check_names(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> None:
     faults = [f"{name} is missing" for name in own.keys() - weights.keys()]
     faults += [f"{name} is not part of this model" for name in weights.keys() - own.keys()]
     faults += [
@@ -177,7 +205,6 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     ]
     if faults:
         raise RunError("weights of another shape: " + "; ".join(sorted(faults)[:5]))
-    model.load_state_dict(weights)
 
 
 def _optimizers(step: nn.Module, recipe: Recipe, runtime: Runtime) -> Optimizers:

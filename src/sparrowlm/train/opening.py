@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from sparrowlm.checkpoint import find_run
+from sparrowlm.checkpoint import RunFolder, find_run
 from sparrowlm.config import ModelConfig, Recipe, TokenizerConfig
 from sparrowlm.data.chats import is_sequences, open_sequences, prepare_sequences
 from sparrowlm.data.mixture import Mixture, join, named_mix, prepare_mix
@@ -159,9 +159,13 @@ def planned_vocabulary(recipe: Recipe) -> int:
     return {"bpe": tokenizer.vocab_size, "gpt2": 50257, "bytes": 257, "chars": 128}[tokenizer.kind]
 
 
-def inherit(recipe: Recipe) -> Recipe:
+def inherit(recipe: Recipe, resumed: RunFolder | None = None) -> Recipe:
     """The recipe with the shape and the vocabulary of the run that `init.from` names, where it
     says nothing of its own about them; a student's vocabulary is that of its teacher.
+
+    Args:
+        recipe: as read.
+        resumed: the run that goes on, which has both of its own where the other one has gone.
 
     Raises:
         RunError: no run there.
@@ -169,10 +173,14 @@ def inherit(recipe: Recipe) -> Recipe:
     named = recipe.init.from_ or (recipe.stage == "distill" and recipe.distill.teacher)
     if not named:
         return recipe
-    run, _ = find_run(Path(named))
+    source = Path(named)
+    gone = resumed is not None and not source.exists()
+    run = resumed if gone and resumed is not None else find_run(source)[0]
     if recipe.init.from_ and recipe.model == ModelConfig():
         recipe = replace(recipe, model=run.recipe().model)
     folder = run.path / "tokenizer"
-    if recipe.tokenizer == TokenizerConfig() and folder.is_dir():
+    kept = Path(recipe.tokenizer.path)
+    lost = gone and recipe.tokenizer.kind == "folder" and not kept.exists()
+    if (recipe.tokenizer == TokenizerConfig() or lost) and folder.is_dir():
         recipe = replace(recipe, tokenizer=TokenizerConfig(kind="folder", path=str(folder)))
     return recipe

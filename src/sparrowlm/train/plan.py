@@ -13,6 +13,7 @@ from sparrowlm.model.count import (
     Parameters,
     count_parameters,
     flops_per_token,
+    lora_parameters,
     training_memory,
 )
 from sparrowlm.runtime import Runtime, device_memory
@@ -27,7 +28,8 @@ class Plan:
     """The needs of a run in numbers."""
 
     recipe: Recipe  # Resolved
-    parameters: Parameters
+    parameters: Parameters  # Of the model, adapters apart
+    trained: int  # How many numbers get gradients
     memory: Memory  # At the recipe's micro-batch
     available: int  # Bytes that may be used; 0 where unknown
     total_steps: int  # 0: a length in time, or one that only the data can tell
@@ -48,7 +50,8 @@ class Plan:
     @property
     def checkpoint_bytes(self) -> int:
         """Size of one checkpoint on the disk."""
-        return self.memory.weights + self.memory.optimizer
+        weights = self.memory.gradients if self.recipe.lora.rank else self.memory.weights
+        return weights + self.memory.optimizer
 
     @property
     def fits(self) -> bool:
@@ -59,8 +62,12 @@ class Plan:
         """Two lines that every run prints."""
         train = self.recipe.train
         rows = train.batch_tokens // train.seq_len
+        lora = self.recipe.lora
+        own = f" and {show_count(self.trained)} beside them to train (rank {lora.rank})"
+        optimizer = "adamw" if lora.rank else self.recipe.optim.name
         told = (
-            f"{show_count(self.parameters.total)} parameters, {self.recipe.optim.name},"
+            f"{show_count(self.parameters.total)} parameters{own if lora.rank else ''},"
+            f" {optimizer},"
             f" {train.precision}{', compiled' if train.compile == 'on' else ''};"
             f" steps of {rows} x {train.seq_len} tokens, {train.micro_batch_size} rows at a time"
         )
@@ -87,10 +94,11 @@ def plan_of(
     return Plan(
         recipe=recipe,
         parameters=count_parameters(recipe.model),
+        trained=lora_parameters(recipe.model, recipe.lora) or count_parameters(recipe.model).total,
         memory=step_memory(recipe, runtime, recipe.train.micro_batch_size),
         available=available or int(USABLE * device_memory(runtime.device)[1]),
         total_steps=total_steps,
-        flops_per_token=flops_per_token(recipe.model, recipe.train.seq_len),
+        flops_per_token=flops_per_token(recipe.model, recipe.train.seq_len, recipe.lora),
         rate=rate,
         world_size=runtime.world_size,
     )
@@ -107,6 +115,7 @@ def step_memory(recipe: Recipe, runtime: Runtime, rows: int) -> Memory:
         product_bytes=(runtime.autocast_dtype or runtime.weight_dtype).itemsize,
         checkpointing=recipe.train.activation_checkpointing,
         device=runtime.device.type,
+        lora=recipe.lora,
     )
 
 

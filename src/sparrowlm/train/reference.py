@@ -74,7 +74,7 @@ def load_frozen(where: str, setting: str, dataset: AnyDataset, runtime: Runtime)
     same_vocabulary(run, dataset)
     model = Transformer(run.recipe().model)
     model.to(runtime.device, runtime.weight_dtype)
-    load_weights(model, run.load(step).model)
+    load_weights(model, run.weights(step))
     return model.eval().requires_grad_(False)
 
 

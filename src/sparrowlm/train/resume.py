@@ -45,7 +45,7 @@ def _differences(old: Recipe, new: Recipe, where: Path) -> list[str]:
     """What a resumed run changes.
 
     Raises:
-        RunError: the architecture or the stage.
+        RunError: the architecture, its adapters or the stage.
     """
     before, after = asdict(old), asdict(new)
     refused, told = [], []
@@ -56,7 +56,8 @@ def _differences(old: Recipe, new: Recipe, where: Path) -> list[str]:
             if now == value:
                 continue
             line = f"{table}{'.' if key else ''}{key.rstrip('_')} was {value} and is now {now}"
-            (refused if table in ("model", "stage") else told).append(line)
+            fixed = table in ("model", "stage", "lora") and key != "dropout"
+            (refused if fixed else told).append(line)
     if refused:
         raise RunError(
             "was trained with another architecture: " + "; ".join(refused),

@@ -18,6 +18,7 @@ from sparrowlm.config.units import parse_span
 from sparrowlm.data.mixed import MixedStream
 from sparrowlm.data.mixture import Mixture
 from sparrowlm.data.sequences import AnyDataset
+from sparrowlm.model.lora import trained_tensors
 from sparrowlm.runtime import Runtime, derived_seed, peak_memory_bytes
 from sparrowlm.train.build import Parts
 from sparrowlm.train.measure import Means, finite, mean, measure
@@ -248,13 +249,14 @@ class Sitting:
 
 
 def snapshot(parts: Parts) -> Checkpoint:
-    """All that a step leaves behind: weights, the objective's own, optimizer buffers, state."""
+    """All that a step leaves behind: weights (of an adapted model its adapters), the objective's
+    own, optimizer buffers, state."""
     optimizer = parts.trainer.optimizers.state_tensors()
     objective, stream = parts.objective.state_dict(), parts.trainer.stream
     pending = stream.state_tensors() if isinstance(stream, Stateful) else {}
     return Checkpoint(
         state=parts.trainer.state,
-        model=parts.model.state_dict(),
+        model=trained_tensors(parts.model),
         trainer={f"optimizer/{name}": tensor for name, tensor in optimizer.items()}
         | {f"objective/{name}": tensor for name, tensor in objective.items()}
         | {f"stream/{name}": tensor for name, tensor in pending.items()},

@@ -1,0 +1,25 @@
+"""`sparrow merge RUN --out DIR`: a LoRA run's model as an ordinary run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from rich.text import Text
+from tyro.conf import Positional, arg
+
+
+def merge(run: Annotated[Positional[Path], arg(metavar="RUN")], *, out: Path) -> None:
+    """Write a LoRA run's model as an ordinary run, with its changes in its weights.
+
+    Args:
+        run: A LoRA run, which is taken at its best step, or one of its checkpoints.
+        out: The run folder to write.
+    """
+    from sparrowlm.share.adapters import merge_run
+
+    step = merge_run(run, out)
+    console = Console(highlight=False)
+    console.print(Text(f"merged step {step} of {run}"), soft_wrap=True)
+    console.print(Text(str(out), "bold"), soft_wrap=True)
