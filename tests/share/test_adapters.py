@@ -166,6 +166,16 @@ def test_several_adapters_on_one_base(runs):
     assert not torch.equal(logits(model_of(runs / "qwen3-lora")), want)
 
 
+def test_changes_alone_are_written_by_command(runs, tmp_path, capsys):
+    out, run = tmp_path / "adapter", runs / "qwen3-lora"
+    assert main(["merge", str(run), "--out", str(out), "--only-adapter"]) == 0
+    assert "step" in capsys.readouterr().out
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (out / name).read_bytes() == (run / "adapter" / name).read_bytes()
+    assert main(["merge", str(runs / "qwen3"), "--out", str(out), "--only-adapter"]) == 2
+    assert "holds no adapter" in capsys.readouterr().err
+
+
 def test_generate_with_an_adapter_writes_as_its_run_does(runs, capsys):
     def written(*arguments: object) -> str:
         options = ("--prompt", "def ", "--max-tokens", 12, "--device", "cpu")

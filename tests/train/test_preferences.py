@@ -11,11 +11,12 @@ import torch
 
 from sparrowlm import files
 from sparrowlm.checkpoint import RunFolder
-from sparrowlm.config import InitConfig, TokenizerConfig, dump_recipe
+from sparrowlm.config import InitConfig, LoraConfig, TokenizerConfig, dump_recipe
 from sparrowlm.data.mismatch import mismatched
 from sparrowlm.data.sequences import PackedStream, SequenceDataset, Sequences
 from sparrowlm.errors import ConfigError, RunError
 from sparrowlm.objectives.policy import Policy
+from sparrowlm.share.adapters import merge_run
 from sparrowlm.text.tokenizer import make_tokenizer
 from sparrowlm.train import mismatch
 from sparrowlm.train.build import build, resolve_recipe
@@ -317,3 +318,36 @@ def test_a_student_with_a_teacher_beats_the_same_student_without(tmp_path):
     _, alone = trained("pretrain", 150, d_model=24, d_ff=48)
     _, taught = trained("distill", 150, teacher, d_model=24, d_ff=48)
     assert best["val_loss"] < taught["val_cross_entropy"] < alone["val_loss"]
+
+
+def test_changes_beside_the_weights_start_at_the_reference_and_leave_it(base, tmp_path):
+    runtime = cpu("float64")
+    recipe = replace(recipe_of("dpo", runtime, optim={"lr": 1e-2}), lora=LoraConfig(rank=2))
+    parts = started(recipe, base, RunFolder(tmp_path / "run"), runtime)
+    rows = list(parts.trainer.run())
+    losses = [row.metrics["loss"][0] / row.metrics["loss"][1] for row in rows]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert losses[-1] < losses[0] - 1e-3
+    frozen, own = base.load(base.best()).model, parts.model.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in frozen.items())
+    assert all(name.endswith(("lora_a", "lora_b")) for name in snapshot(parts).model)
+
+
+def test_a_merged_reward_model_keeps_its_head(base, tmp_path):
+    runtime = cpu("float64")
+    recipe = replace(recipe_of("reward", runtime), lora=LoraConfig(rank=2))
+    parts = started(recipe, base, RunFolder(tmp_path / "run"), runtime)
+    list(parts.trainer.run())
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    run.save_base(base.load(base.best()).model, str(base.path))
+    files.write_text(run.path / "config.toml", dump_recipe(from_base(recipe, base)))
+    run.save(snapshot(parts), keep_last=1)
+    merge_run(run.path, tmp_path / "merged")
+    merged = RunFolder(tmp_path / "merged")
+    saved = merged.load(merged.best())
+    head = parts.objective.state_dict()
+    assert saved.under("objective/").keys() == head.keys() != set()
+    assert all(torch.equal(saved.under("objective/")[name], head[name]) for name in head)
+    assert set(saved.trainer) == {f"objective/{name}" for name in head}
+    assert saved.model.keys() == base.load(base.best()).model.keys()

@@ -114,6 +114,22 @@ def keep_adapter(run: RunFolder) -> list[str]:
     return []
 
 
+def extract_adapter(path: Path, out: Path) -> int:
+    """Write the changes of a LoRA run, or of one of its checkpoints, as PEFT reads them.
+
+    Returns:
+        The step that was taken.
+
+    Raises:
+        RunError: not a LoRA run, a shape without a name at Hugging Face, or `out` is there.
+    """
+    run, step = find_run(path)
+    if not run.recipe().lora.rank:
+        raise RunError("is a run of all weights, and holds no adapter", where=str(path))
+    write_adapter(run, step, out)
+    return step
+
+
 def write_adapter(run: RunFolder, step: int, out: Path, *, replace: bool = False) -> None:
     """The changes of a LoRA run as PEFT reads them.
 
