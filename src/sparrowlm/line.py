@@ -1,8 +1,8 @@
 """Stages in order: each a run of its own, each from where the one before ended.
 
-    runs/x/stages.toml        the list as it was started, options of the command line included
-    runs/x/1-pretrain/        a run folder
-    runs/x/2-sft/             another, which starts from the first at its best step
+runs/x/stages.toml        the list as it was started, options of the command line included
+runs/x/1-pretrain/        a run folder
+runs/x/2-sft/             another, which starts from the first at its best step
 """
 
 from __future__ import annotations
@@ -82,9 +82,7 @@ def is_finished(folder: Path, recipe: Recipe) -> bool:
     return files.read_json(summary).get("steps") == run.newest()
 
 
-def _check(
-    stages: Sequence[NamedStage], out: Path, folders: Sequence[Path], resume: bool
-) -> None:
+def _check(stages: Sequence[NamedStage], out: Path, folders: Sequence[Path], resume: bool) -> None:
     """See that `out` is free, or holds these very stages.
 
     Raises:

@@ -120,7 +120,7 @@ def test_all_faults_are_told_with_their_lines_and_near_misses(tmp_path: Path) ->
         '[train]\nlenght = "3 steps"\n'
         '[[stage]]\nkind = "pretrian"\n'
         '[[stage]]\nkind = "sft"\nnaem = "x"\n[stage.train]\nlenght = "2 steps"\n'
-        '[[stage]]\n[stage.trian]\nseed = 1\n'
+        "[[stage]]\n[stage.trian]\nseed = 1\n"
         '[[stage]]\nkind = "sft"\n'
         '[[stage]]\nstage = "sft"\n'
         '[[stage]]\nkind = "dpo"\nname = "a/b"\n'
@@ -165,5 +165,5 @@ def test_a_list_that_makes_no_sense_is_refused(tmp_path: Path, text: str, told: 
 
 
 def test_one_recipe_is_not_a_list_of_stages(line: Path) -> None:
-    with pytest.raises(ConfigError, match="sparrow train .* runs them"):
+    with pytest.raises(ConfigError, match=r"sparrow train .* runs them"):
         load_recipe(line)

@@ -39,7 +39,7 @@ def parse_plan(arguments: list[str]) -> None:
 
 
 def plan_stages(path: Path, arguments: list[str]) -> None:
-    """Print the plan of each stage. What one takes from the run of another is planned, not there."""
+    """Print the plan of each stage; what one takes from another's run is as planned there."""
     from sparrowlm.cli.stages import read_stages
 
     stages, options = read_stages(path, arguments, Options, "sparrow plan")
