@@ -53,7 +53,7 @@ def cache_key(sources: list[Source], config: DataConfig, tokenizer: TokenizerCon
             [content_hash(source.path), source.group, format_of(source.path)] for source in sources
         ],
         "data": {name: getattr(config, name) for name in READING},
-        "tokenizer": _tokenizer_key(tokenizer),
+        "tokenizer": tokenizer_key(tokenizer),
     }
     if wants_cleaning(config.clean):
         parts["clean"] = asdict(config.clean)
@@ -198,7 +198,7 @@ def _shown(reader: Reader, loads: Iterator[T], what: str, progress: Progress | N
         progress(what, total, total)
 
 
-def _tokenizer_key(config: TokenizerConfig) -> list[str | int]:
+def tokenizer_key(config: TokenizerConfig) -> list[str | int]:
     """What decides the ids: how a vocabulary is learned, or which one it is."""
     from sparrowlm.text.tokenizer import make_tokenizer
 

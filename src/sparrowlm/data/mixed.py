@@ -16,6 +16,35 @@ LONGEST_CYCLE = 1 << 16
 """Rows after which the order of the sources repeats at the latest."""
 
 
+class Deal:
+    """Which source a row comes from, and how many rows of that source came before: functions of
+    the row's number alone.
+
+    Args:
+        weights: of the sources, above zero.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        counts = whole_weights(weights)
+        self._cycle = cycle_of(counts)
+        self._counts = np.array(counts, dtype=np.int64)
+        # (cycle, sources) rows of each source before each place of the cycle, and at its end.
+        met = np.zeros((len(self._cycle) + 1, len(counts)), dtype=np.int64)
+        met[np.arange(1, len(met)), self._cycle] = 1
+        self._met = np.cumsum(met, axis=0)
+
+    def of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The source of each of the global `rows` (B,), and its number among that source's."""
+        cycles, places = np.divmod(rows, len(self._cycle))
+        sources = self._cycle[places]
+        return sources, cycles * self._counts[sources] + self._met[places, sources]
+
+    def before(self, row: int) -> np.ndarray:
+        """(sources,) how many of the first `row` rows are each source's."""
+        cycles, place = divmod(row, len(self._cycle))
+        return cycles * self._counts + self._met[place]
+
+
 class MixedStream:
     """Rows of several streams, dealt out by weight.
 
@@ -33,13 +62,7 @@ class MixedStream:
     def __init__(self, streams: Sequence[TokenStream], weights: Sequence[float], rows: int) -> None:
         self.streams, self.rows = tuple(streams), rows
         self.seq_len, self.separator = streams[0].seq_len, streams[0].separator
-        counts = whole_weights(weights)
-        self._cycle = cycle_of(counts)
-        self._counts = np.array(counts, dtype=np.int64)
-        # (cycle, sources) rows of each source before each place of the cycle, and at its end.
-        met = np.zeros((len(self._cycle) + 1, len(counts)), dtype=np.int64)
-        met[np.arange(1, len(met)), self._cycle] = 1
-        self._met = np.cumsum(met, axis=0)
+        self._deal = Deal(weights)
         self.rows_per_epoch = sum(stream.rows_per_epoch for stream in streams)
         """An epoch is as many rows as the sources hold together; how often each of them is gone
         through in it follows from its weight."""
@@ -47,9 +70,7 @@ class MixedStream:
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
         """The rows of one rank in one step, as `TokenStream.batch` gives them."""
         rows = np.arange(*rank_rows(step, self.rows, rank, world_size), dtype=np.int64)
-        cycles, places = np.divmod(rows, len(self._cycle))
-        sources = self._cycle[places]
-        own = cycles * self._counts[sources] + self._met[places, sources]
+        sources, own = self._deal.of(rows)
         found = np.empty((len(rows), self.seq_len + 1), dtype=np.int64)
         for number, stream in enumerate(self.streams):
             chosen = sources == number
@@ -59,8 +80,7 @@ class MixedStream:
 
     def tokens(self, step: int) -> list[int]:
         """The tokens that the first `step` steps take of each source."""
-        cycles, place = divmod(step * self.rows, len(self._cycle))
-        return ((cycles * self._counts + self._met[place]) * self.seq_len).tolist()
+        return (self._deal.before(step * self.rows) * self.seq_len).tolist()
 
 
 def whole_weights(weights: Sequence[float]) -> list[int]:

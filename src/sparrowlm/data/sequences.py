@@ -16,7 +16,7 @@ Chats are bundles of one sequence, preferences of two: chosen, then rejected.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,6 +93,10 @@ class SequenceDataset:
     eot_id: int | None
     fingerprint: str
     description: dict[str, Any]
+    replay: Dataset | None = None
+    """Text that is trained on beside the sequences."""
+    mismatched: dict[str, Sequences] = field(default_factory=dict)
+    """kto: what `data/mismatch.py` makes of "train" and of "val"."""
 
 
 AnyDataset = Dataset | SequenceDataset
@@ -121,14 +125,31 @@ class PackedStream:
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
         """The rows of one rank in one step, B = about rows / world_size."""
+        return self.read(np.arange(*rank_rows(step, self.rows, rank, world_size), dtype=np.int64))
+
+    def read(self, rows: np.ndarray) -> Batch:
+        """The global `rows` (B,)."""
+        found = [[self.sequences.bundle(one) for one in row] for row in self._bundles(rows)]
+        return packed_batch(found, self.seq_len)
+
+    def bundles(self, step: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
+        """The indices of the bundles in each of the rows that `batch` gives."""
         rows = np.arange(*rank_rows(step, self.rows, rank, world_size), dtype=np.int64)
+        return self._bundles(rows)
+
+    def _bundles(self, rows: np.ndarray) -> list[list[int]]:
+        within = rows.copy()
         epochs, within = np.divmod(rows, self.rows_per_epoch)
         for epoch in np.unique(epochs).tolist():
             chosen = epochs == epoch
             seed = derived_seed(self.seed, epoch)
             within[chosen] = permute(within[chosen], self.rows_per_epoch, seed)
-        found = [[self.sequences.bundle(one) for one in self.packed[row]] for row in within]
-        return packed_batch(found, self.seq_len)
+        return [self.packed[row] for row in within]
+
+    @property
+    def padding(self) -> float:
+        """The share of positions that packing leaves empty."""
+        return 1 - int(self.sequences.lengths().sum()) / (self.rows_per_epoch * self.seq_len)
 
 
 def pack(sequences: Sequences, seq_len: int, seed: int) -> list[list[int]]:

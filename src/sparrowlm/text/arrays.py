@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sparrowlm.text.reading import OnRead, decode_file
-from sparrowlm.text.rows import LARGEST_ROW, Rejected, Row, as_row, is_text, read_lines, row_text
+from sparrowlm.text.rows import LARGEST_ROW, Rejected, Row, as_row, is_text, read_row_lines, row_text
 
 # A whole string; a bracket or comma; the quote of a string whose end is not there yet.
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{},]|"', re.DOTALL)
@@ -34,8 +34,22 @@ def read_json(path: Path, text_key: str, on_read: OnRead = None) -> Iterator[Row
     Raises:
         DataError: the file cannot be read or is truncated.
     """
+    for line, content, fault in read_elements(path, on_read):
+        if fault:
+            yield Rejected(str(path), line, fault)
+        else:
+            yield as_row(str(path), line, *row_text(content, text_key))
+
+
+def read_elements(path: Path, on_read: OnRead = None) -> Iterator[tuple[int, bytes, str]]:
+    """(line, content, fault) of every element of a `.json` file, as yet unparsed; of every line
+    where it does not begin with a bracket.
+
+    Raises:
+        DataError: the file cannot be read or is truncated.
+    """
     if not _is_array(path):
-        yield from read_lines(path, text_key, on_read)
+        yield from read_row_lines(path, on_read)
         return
     line, rest = 1, ""
     texts = decode_file(path, "utf-8", on_read, errors="surrogateescape")
@@ -46,11 +60,11 @@ def read_json(path: Path, text_key: str, on_read: OnRead = None) -> Iterator[Row
             break
     for element in split_array(chain([rest], texts), line):
         if element.fault:
-            yield Rejected(str(path), element.line, element.fault)
+            yield element.line, b"", element.fault
         elif not is_text(element.content):
-            yield Rejected(str(path), element.line, "not UTF-8")
+            yield element.line, b"", "not UTF-8"
         else:
-            yield as_row(str(path), element.line, *row_text(element.content.encode(), text_key))
+            yield element.line, element.content.encode(), ""
 
 
 def _is_array(path: Path) -> bool:

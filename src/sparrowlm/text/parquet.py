@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +31,22 @@ def read_parquet(path: Path, text_key: str, on_read: OnRead = None) -> Iterator[
         DataError: it cannot be read, is no Parquet file, or pyarrow is not installed.
         EnvironmentFault: the process that reads was killed.
     """
+    for number, (text, reason) in enumerate(_asked(path, text_key, on_read), 1):
+        yield as_row(str(path), number, text, reason)
+
+
+def read_parquet_rows(path: Path, on_read: OnRead = None) -> Iterator[tuple[int, bytes, str]]:
+    """(number, JSON, fault) of every row, with all of its columns.
+
+    Raises:
+        DataError, EnvironmentFault: as `read_parquet`.
+    """
+    for number, (text, reason) in enumerate(_asked(path, "", on_read), 1):
+        yield number, text.encode(), reason
+
+
+def _asked(path: Path, text_key: str, on_read: OnRead) -> Iterator[tuple[str, str]]:
+    """What a child reads for us; without a text key, whole rows as JSON."""
     need("pyarrow", "parquet", str(path), load=False)
     command = [sys.executable, "-m", "sparrowlm.text.parquet", str(path), text_key]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as child:
@@ -42,13 +57,12 @@ def read_parquet(path: Path, text_key: str, on_read: OnRead = None) -> Iterator[
             child.kill()  # where the rows were not read to their end
 
 
-def _rows(path: Path, answers: IO[bytes], on_read: OnRead) -> Iterator[Row]:
-    """What the child tells, as rows."""
-    numbers, told = count(1), {}
+def _rows(path: Path, answers: IO[bytes], on_read: OnRead) -> Iterator[tuple[str, str]]:
+    """What the child tells, row by row."""
+    told = {}
     for line in answers:
         told = json.loads(line)
-        for text, reason in told.get("rows", ()):
-            yield as_row(str(path), next(numbers), text, reason)
+        yield from map(tuple, told.get("rows", ()))
         if on_read is not None:
             on_read(told.get("bytes", 0))
     if "fault" in told:
@@ -95,6 +109,10 @@ def _batches(file: Any, text_key: str) -> Iterator[list[tuple[str, str]]]:
     """The rows of a `pyarrow.parquet.ParquetFile`, a batch at a time."""
     import pyarrow as pa
 
+    if not text_key:
+        for batch in file.iter_batches(_batch_rows(file)):
+            yield [_whole(row) for row in batch.to_pylist()]
+        return
     schema = file.schema_arrow
     fault = no_key("column", text_key, schema.names)
     if text_key in schema.names:
@@ -118,6 +136,20 @@ def _batch_rows(file: Any) -> int:
     meta = file.metadata
     size = sum(meta.row_group(number).total_byte_size for number in range(meta.num_row_groups))
     return max(1, min(ROWS, BYTES * max(1, meta.num_rows) // max(1, size)))
+
+
+def _whole(row: dict[str, Any]) -> tuple[str, str]:
+    """A row as JSON, without what is null: a struct has every key in every row."""
+    try:
+        return json.dumps(_without_nulls(row)), ""
+    except (TypeError, ValueError, RecursionError) as fault:
+        return "", f"not JSON: {fault}"
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 def _text(value: bytes | None, text_key: str) -> tuple[str, str]:

@@ -46,10 +46,18 @@ def read_lines(path: Path, text_key: str, on_read: OnRead = None) -> Iterator[Ro
         DataError: the file cannot be read or is truncated.
     """
     source = str(path)
-    for number, line in enumerate(split_lines(read_blocks(path, on_read)), 1):
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
+    for number, line, _ in read_row_lines(path, on_read):
         yield as_row(source, number, *row_text(line, text_key))
+
+
+def read_row_lines(path: Path, on_read: OnRead = None) -> Iterator[tuple[int, bytes, str]]:
+    """(number, content, "") of every line, as yet unparsed.
+
+    Raises:
+        DataError: the file cannot be read or is truncated.
+    """
+    for number, line in enumerate(split_lines(read_blocks(path, on_read)), 1):
+        yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, ""
 
 
 def as_row(source: str, line: int, text: str, reason: str) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sparrowlm.errors import DataError
@@ -112,3 +112,41 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
 def dump(value: object) -> str:
     """JSON as transformers' `tojson` writes it."""
     return json.dumps(value, ensure_ascii=False)
+
+
+FOLLOWS = {
+    "": ("system", "user"),
+    "system": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("tool", "assistant"),
+}
+"""What may come behind each role; "" is the start."""
+
+
+def order_fault(messages: Sequence[Message]) -> str:
+    """What is wrong with the order of the roles, or nothing.
+
+    >>> order_fault([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])
+    'turn 2 is of the user, behind one of the user'
+    """
+    before = ""
+    for number, message in enumerate(messages, 1):
+        role = message["role"]
+        if role not in FOLLOWS[before]:
+            behind = f"behind one of the {before}" if before else "at the start"
+            return f"turn {number} is of the {role}, {behind}"
+        before = role
+    return "" if before == "assistant" else f"the last turn is of the {before}"
+
+
+def empty_answers(conversation: Conversation) -> tuple[int, int]:
+    """How many answers that are to be learned say nothing and call nothing, and how many there
+    are."""
+    answers = [
+        message
+        for message in conversation.messages[conversation.given :]
+        if message["role"] == "assistant"
+    ]
+    empty = [one for one in answers if not one["content"].strip() and not one.get("tool_calls")]
+    return len(empty), len(answers)

@@ -1,0 +1,70 @@
+"""Rows of conversations with rows of pretraining text among them, against forgetting.
+
+A model that is only shown answers forgets what it read. A share of the rows keeps showing it text;
+which row is which is a function of the row's number (`mixed.Deal`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sparrowlm.batch import Batch
+from sparrowlm.data.mixed import Deal
+from sparrowlm.data.sequences import PackedStream
+from sparrowlm.data.streams import TokenStream, batch_of, rank_rows
+from sparrowlm.errors import ConfigError
+
+
+class ReplayStream:
+    """Packed rows, and plain text in the given share of them.
+
+    Args:
+        packed: the conversations.
+        text: what is replayed, with the same `seq_len`.
+        share: of the rows that are text, above 0 and below 1.
+
+    Raises:
+        ConfigError: another share.
+    """
+
+    def __init__(self, packed: PackedStream, text: TokenStream, share: float) -> None:
+        if not 0 < share < 1:
+            raise ConfigError(
+                f"is {share}, and must be above 0 and below 1",
+                where="data.replay_share",
+                fix="0.1 replays a tenth; without data.replay nothing is replayed",
+            )
+        self.packed, self.text, self.rows = packed, text, packed.rows
+        self._deal = Deal([share, 1 - share])
+        self.rows_per_epoch = round(packed.rows_per_epoch / (1 - share))
+        """An epoch goes through the conversations once."""
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """The rows of one rank in one step, in the order of their numbers."""
+        rows = np.arange(*rank_rows(step, self.rows, rank, world_size), dtype=np.int64)
+        sources, own = self._deal.of(rows)
+        text, chats = np.flatnonzero(sources == 0), np.flatnonzero(sources == 1)
+        batch = _joined(
+            batch_of(self.text.read(own[text]), self.text.separator), self.packed.read(own[chats])
+        )
+        order = torch.from_numpy(np.argsort(np.concatenate([text, chats])))
+        return batch.map(lambda tensor: tensor[order])
+
+
+def _joined(text: Batch, packed: Batch) -> Batch:
+    """Rows of text before packed ones; a row of text is one segment where it names none."""
+    segments = text.segments
+    if segments is None:
+        segments = torch.zeros_like(text.tokens, dtype=torch.int32)
+    assert packed.segments is not None, "of packed rows"
+    return Batch(
+        tokens=torch.cat([text.tokens, packed.tokens]),
+        targets=torch.cat([text.targets, packed.targets]),
+        mask=torch.cat([text.mask, packed.mask]),
+        segments=torch.cat([segments, packed.segments]),
+        columns={
+            name: torch.cat([values.new_zeros(text.tokens.shape), values])
+            for name, values in packed.columns.items()
+        },
+    )

@@ -1,0 +1,220 @@
+"""Rows of conversations as samples to train on, and what was met on the way.
+
+    rows -> conversations -> pieces -> ids and mask -> cut to a row
+
+What does not go the straight way is counted and named by file and line. accepted + rejected = rows,
+and of the accepted those that are left out are told by reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sparrowlm.data.sources import Source
+from sparrowlm.errors import DataError
+from sparrowlm.text.chat import ChatFormat, Encoded, Part
+from sparrowlm.text.conversations import (
+    Found,
+    Labelled,
+    Pair,
+    chat_of,
+    labelled_of,
+    pair_of,
+    read_values,
+)
+from sparrowlm.text.rows import Rejected
+from sparrowlm.text.turns import Conversation, dump, empty_answers, order_fault
+
+BATCH = 512  # rows that are encoded together
+CUT = "cut at the context"
+CUT_AWAY = "left out: the context ends before the answer"
+TOO_LONG = "left out: longer than a row"
+UNANSWERED = "left out: no answer"
+EMPTY = "an empty answer"
+DISORDER = "roles out of order"
+
+
+class Kind(NamedTuple):
+    """What a row holds."""
+
+    parse: Callable[[dict[str, Any]], Any]
+    bundle_size: int
+
+
+KINDS: dict[str, Kind] = {
+    "chats": Kind(chat_of, 1),
+    "pairs": Kind(pair_of, 2),
+    "labelled": Kind(labelled_of, 1),
+}
+
+
+class Sample(NamedTuple):
+    """What becomes one bundle, and where it is from."""
+
+    sides: tuple[Conversation, ...]
+    label: int
+    """1: wanted, 0: not; of chats and pairs 1."""
+    source: str
+    line: int
+
+    @property
+    def place(self) -> str:
+        """file:line."""
+        return f"{self.source}:{self.line}"
+
+    def hash(self) -> int:
+        """What decides the split: of pairs their prompt, otherwise all of it. 64 bits."""
+        shown = self.sides[0].messages
+        if len(self.sides) > 1 and self.sides[0].given:
+            shown = shown[: self.sides[0].given]
+        return int.from_bytes(hashlib.sha256(dump(shown).encode()).digest()[:8], "little")
+
+
+@dataclass
+class Survey:
+    """Rows as samples, and what was met on the way."""
+
+    sources: list[Source]
+    kind: str
+    skip_bad: bool = False
+    accepted: int = 0
+    rejected: list[Rejected] = field(default_factory=list)
+    noted: list[tuple[str, int, str]] = field(default_factory=list)
+    """(file, line, what)."""
+    read: int = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each thing was noted."""
+        return dict(Counter(what for _, _, what in self.noted))
+
+    def samples(self) -> Iterator[Sample]:
+        """Every row that can be trained on.
+
+        Raises:
+            DataError: a bad row, unless `skip_bad`.
+        """
+        for source in self.sources:
+            for row in read_values(source.path, KINDS[self.kind].parse, self._on_read):
+                if isinstance(row, Rejected):
+                    self.reject(row)
+                    continue
+                self.accepted += 1
+                sample = _sample(row)
+                if self._answered(sample):
+                    yield sample
+
+    def reject(self, row: Rejected) -> None:
+        """Count and keep a bad row.
+
+        Raises:
+            DataError: bad rows are not to be skipped.
+        """
+        if not self.skip_bad:
+            raise DataError(
+                row.reason,
+                where=f"{row.source}:{row.line}",
+                fix="mend the row, or count and list such rows: data.skip_bad = true",
+            )
+        self.rejected.append(row)
+
+    def note(self, sample: Sample, what: str) -> None:
+        """Keep what a person should know of a row."""
+        self.noted.append((sample.source, sample.line, what))
+
+    def told(self) -> str:
+        """What was not as it should be, with an example of each."""
+        first: dict[str, str] = {}
+        for source, line, what in self.noted:
+            first.setdefault(what, f"{Path(source).name}:{line}")
+        counts = self.counts
+        found = [f"{what}: {counts[what]:,} (such as {at})" for what, at in first.items()]
+        if self.rejected:
+            row = self.rejected[0]
+            example = f"{Path(row.source).name}:{row.line}: {row.reason}"
+            found.append(f"rows rejected: {len(self.rejected):,} (such as {example})")
+        return "; ".join(found)
+
+    def _answered(self, sample: Sample) -> bool:
+        if any(order_fault(side.messages) for side in sample.sides):
+            self.note(sample, DISORDER)
+        for side in sample.sides:
+            empty, answers = empty_answers(side)
+            if empty == answers:
+                self.note(sample, UNANSWERED)
+                return False
+        if any(empty_answers(side)[0] for side in sample.sides):
+            self.note(sample, EMPTY)
+        return True
+
+    def _on_read(self, taken: int) -> None:
+        self.read += taken
+
+
+def _sample(row: Found[Any]) -> Sample:
+    match row.value:
+        case Pair(chosen, rejected):
+            return Sample((chosen, rejected), 1, row.source, row.line)
+        case Labelled(conversation, wanted):
+            return Sample((conversation,), int(wanted), row.source, row.line)
+        case conversation:
+            return Sample((conversation,), 1, row.source, row.line)
+
+
+def encoded(survey: Survey, chat: ChatFormat) -> Iterator[tuple[Sample, list[Encoded]]]:
+    """Every sample with the ids of its sides, uncut.
+
+    Raises:
+        DataError: a row that the template refuses, unless bad rows are skipped.
+    """
+    samples = survey.samples()
+    while some := list(islice(samples, BATCH)):
+        kept: list[Sample] = []
+        pieces: list[tuple[list[Part], int]] = []
+        for sample in some:
+            try:
+                found = [(chat.parts(side), side.given) for side in sample.sides]
+            except DataError as fault:
+                survey.accepted -= 1
+                survey.reject(Rejected(sample.source, sample.line, fault.what))
+                continue
+            kept.append(sample)
+            pieces += found
+        size, done = KINDS[survey.kind].bundle_size, chat.encode_parts(pieces)
+        for number, sample in enumerate(kept):
+            yield sample, done[number * size : (number + 1) * size]
+
+
+def fit(sides: list[Encoded], seq_len: int) -> tuple[list[Encoded], str]:
+    """The sides as they go into a row, and what had to be done to them; none where they cannot.
+
+    What follows the last learned id teaches nothing and goes. One sequence is cut at the row's end
+    while some of its answer remains. Of two that are compared, neither may be.
+
+    >>> one = Encoded(np.arange(9), np.arange(9) > 6)
+    >>> [len(side.ids) for side in fit([one], 7)[0]], fit([one], 6)[1]
+    ([8], 'cut at the context')
+    """
+    ended = [Encoded(ids[: _end(mask)], mask[: _end(mask)]) for ids, mask in sides]
+    if any(len(side.ids) < 2 for side in ended):
+        return [], UNANSWERED
+    if sum(len(side.ids) - 1 for side in ended) <= seq_len:
+        return ended, ""
+    if len(ended) > 1:
+        return [], TOO_LONG
+    ids, mask = ended[0].ids[: seq_len + 1], ended[0].mask[: seq_len + 1]
+    return ([Encoded(ids, mask)], CUT) if mask.any() else ([], CUT_AWAY)
+
+
+def _end(mask: np.ndarray) -> int:
+    """Behind the last learned id; 0 without one."""
+    found = np.flatnonzero(mask)
+    return int(found[-1]) + 1 if len(found) else 0
