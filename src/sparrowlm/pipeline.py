@@ -12,15 +12,16 @@ from sparrowlm import files
 from sparrowlm.checkpoint import Checkpoint, RunFolder, find_run
 from sparrowlm.config import Recipe, dump_recipe
 from sparrowlm.data.mixture import contaminations
-from sparrowlm.data.sequences import AnyDataset
+from sparrowlm.data.sequences import AnyDataset, SequenceDataset
 from sparrowlm.data.shards import is_dataset
 from sparrowlm.errors import RunError
-from sparrowlm.infer.engine import Engine
+from sparrowlm.infer.engine import Engine, Request
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.model.count import flops_per_token
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.report.html import write_report
 from sparrowlm.runtime import Runtime, detect, machine, matmul_rate
+from sparrowlm.text.chat import ChatFormat
 from sparrowlm.text.tokenizer import Tokenizer, load_tokenizer
 from sparrowlm.train.build import (
     Parts,
@@ -31,12 +32,18 @@ from sparrowlm.train.build import (
     total_steps,
 )
 from sparrowlm.train.distributed import attempt, barrier, process_group
-from sparrowlm.train.opening import dataset_of, inherit, open_folder, planned_vocabulary
+from sparrowlm.train.opening import (
+    dataset_of,
+    inherit,
+    open_folder,
+    planned_vocabulary,
+    trains_on_sequences,
+)
 from sparrowlm.train.plan import Plan, plan_of
 from sparrowlm.train.reference import reference_of, referenced, same_vocabulary
 from sparrowlm.train.resume import resume_point
 from sparrowlm.train.sitting import Display, Sitting
-from sparrowlm.train.stages import STAGES, Scene
+from sparrowlm.train.stages import STAGES, Scene, packing_of
 from sparrowlm.train.summary import summarize
 
 Progress = Callable[[str, int, int], None]
@@ -97,7 +104,7 @@ def _train(
     dataset = dataset_of(recipe, runtime, progress, dataset_folder)
     recipe = resolve_recipe(recipe, dataset.vocab_size, runtime)
     checkpoint, changes = (
-        resume_point(run, recipe, dataset, runtime) if resume else (None, contaminations(dataset))
+        resume_point(run, recipe, dataset, runtime) if resume else (None, _first_told(dataset))
     )
     weights = None if checkpoint or not recipe.init.from_ else _weights(recipe, dataset)
     barrier(runtime)  # nobody writes before all have read
@@ -109,6 +116,13 @@ def _train(
     parts = build(recipe, dataset, runtime, checkpoint, weights, should_stop, reference)
     barrier(runtime)
     return _sit(parts, recipe, run, dataset, runtime, display, changes)
+
+
+def _first_told(dataset: AnyDataset) -> list[str]:
+    """What a person should hear of the data before the first step."""
+    if isinstance(dataset, SequenceDataset):
+        return list(dataset.description["notes"])
+    return contaminations(dataset)
 
 
 def _sit(
@@ -141,7 +155,7 @@ def _sit(
         flops_per_token=flops_per_token(recipe.model, recipe.train.seq_len),
         ceiling=ceiling,
     )
-    for message in changes:
+    for message in [*changes, *packing_of(parts.trainer.stream)]:
         sitting.event(message)
     finished = sitting.run()
     if not runtime.is_main:
@@ -242,10 +256,12 @@ def _weights(recipe: Recipe, dataset: AnyDataset) -> dict[str, Any]:
 def _writer(
     model: Transformer, tokenizer: Tokenizer | None, recipe: Recipe, runtime: Runtime
 ) -> Callable[[str, int], str] | None:
-    """What writes samples while a model trains."""
+    """What writes samples while a model trains; where it learns from conversations, the prompts
+    are a user's turns."""
     if tokenizer is None:
         return None
     settings = recipe.samples
+    chat = ChatFormat(tokenizer) if trains_on_sequences(recipe) else None
 
     def write(prompt: str, seed: int) -> str:
         sampling = Sampling(
@@ -254,7 +270,14 @@ def _writer(
             max_tokens=settings.max_tokens,
             seed=seed,
         )
-        return Engine(model, tokenizer, runtime).text(prompt, sampling)
+        engine = Engine(model, tokenizer, runtime)
+        if chat is None:
+            return engine.text(prompt, sampling)
+        asked = chat.prompt_ids([{"role": "user", "content": prompt}])
+        if len(asked) > engine.context:
+            return ""  # a long question is no reason to end a run
+        request = Request(asked, sampling, ends=chat.end_ids)
+        return "".join(piece.text for piece in engine.stream([request]))
 
     return write
 

@@ -130,7 +130,7 @@ def write(
     chat, dtype = ChatFormat(tokenizer), id_dtype(tokenizer)
     total = sum(source.path.stat().st_size for source in survey.sources)
     sizes: list[int] = []  # of every sequence
-    labels, hashes = bytearray(), []  # of every bundle
+    labels, hashes, read = bytearray(), [], 0  # of every bundle
     spool, marks = work / "ids.spool", work / "mask.spool"
     with spool.open("wb") as ids, marks.open("wb") as masks:
         for sample, sides in encoded(survey, chat):
@@ -144,8 +144,9 @@ def write(
             if kept:
                 labels.append(sample.label)
                 hashes.append(sample.hash())
-            if progress is not None:
-                progress("encoding", min(survey.read, total), total)
+            if progress is not None and survey.read != read:
+                read = survey.read
+                progress("encoding", min(read, total), total)
     if not sizes:
         raise DataError(
             "holds nothing to train on",
@@ -161,7 +162,9 @@ def write(
         if name == "train" or chosen.any():
             splits[name] = _write_split(work, name, flat, sizes, chosen, size)
             if survey.kind == "labelled":
-                (work / f"{name}-label.u8").write_bytes(np.frombuffer(labels, np.uint8)[chosen])
+                (work / f"{name}-label.u8").write_bytes(
+                    np.frombuffer(labels, np.uint8)[chosen].tobytes()
+                )
     del flat
     spool.unlink()
     marks.unlink()

@@ -36,7 +36,7 @@ class ReplayStream:
                 fix="0.1 replays a tenth; without data.replay nothing is replayed",
             )
         self.packed, self.text, self.rows = packed, text, packed.rows
-        self._deal = Deal([share, 1 - share])
+        self._deal = Deal([share, round(1 - share, 12)])
         self.rows_per_epoch = round(packed.rows_per_epoch / (1 - share))
         """An epoch goes through the conversations once."""
 

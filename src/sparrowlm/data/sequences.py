@@ -138,7 +138,6 @@ class PackedStream:
         return self._bundles(rows)
 
     def _bundles(self, rows: np.ndarray) -> list[list[int]]:
-        within = rows.copy()
         epochs, within = np.divmod(rows, self.rows_per_epoch)
         for epoch in np.unique(epochs).tolist():
             chosen = epochs == epoch

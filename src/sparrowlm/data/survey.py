@@ -56,6 +56,22 @@ KINDS: dict[str, Kind] = {
 }
 
 
+def kind_of(sources: list[Source], kinds: tuple[str, ...]) -> str:
+    """The first of `kinds` that the first readable row is of; the last where none is."""
+    for row in read_values(sources[0].path, lambda row: row):
+        if isinstance(row, Found):
+            return next((kind for kind in kinds if _is(row.value, kind)), kinds[-1])
+    return kinds[-1]
+
+
+def _is(row: dict[str, Any], kind: str) -> bool:
+    try:
+        KINDS[kind].parse(row)
+    except DataError:
+        return False
+    return True
+
+
 class Sample(NamedTuple):
     """What becomes one bundle, and where it is from."""
 

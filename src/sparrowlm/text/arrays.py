@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sparrowlm.text.reading import OnRead, decode_file
-from sparrowlm.text.rows import LARGEST_ROW, Rejected, Row, as_row, is_text, read_row_lines, row_text
+from sparrowlm.text.rows import (
+    LARGEST_ROW,
+    Rejected,
+    Row,
+    as_row,
+    is_text,
+    read_row_lines,
+    row_text,
+)
 
 # A whole string; a bracket or comma; the quote of a string whose end is not there yet.
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{},]|"', re.DOTALL)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sparrowlm.config import Recipe
 from sparrowlm.data.mixture import Mixture
-from sparrowlm.data.sequences import AnyDataset
+from sparrowlm.data.sequences import AnyDataset, SequenceDataset
 from sparrowlm.evaluate.likelihood import Sums, evaluate
 from sparrowlm.runtime import Runtime
 from sparrowlm.train.build import Parts
@@ -26,16 +26,20 @@ def measure(parts: Parts, recipe: Recipe, dataset: AnyDataset, runtime: Runtime)
 
     Of a mixture every source is measured, as `val_loss/NAME`, and `val_loss` is what a token drawn
     by the weights costs: the sums of each source are scaled so that it counts as many tokens as
-    its weight says. `val_bits_per_byte` is the same tokens' bits over their bytes.
+    its weight says. `val_bits_per_byte` is the same tokens' bits over their bytes. Of text that is
+    replayed beside conversations, `val_loss/replay` is logged.
 
     Returns:
         Values by their names in the log; empty where nothing is held out.
     """
 
-    def sums(own: AnyDataset) -> Sums:
-        batches = STAGES[recipe.stage].held_out(replace(parts.scene, recipe=recipe, dataset=own))
+    def sums(own: AnyDataset, stage: str = recipe.stage) -> Sums:
+        batches = STAGES[stage].held_out(replace(parts.scene, recipe=recipe, dataset=own))
         return evaluate(parts.objective, parts.model, batches, runtime)
 
+    if isinstance(dataset, SequenceDataset) and dataset.replay is not None:
+        text = means(sums(dataset.replay, "pretrain"))
+        return means(sums(dataset)) | {f"{key}/replay": value for key, value in text.items()}
     if not isinstance(dataset, Mixture):
         return means(sums(dataset))
     found = {part.name: sums(part.dataset) for part in dataset.parts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import TypeVar
 
 from sparrowlm.checkpoint import find_run
 from sparrowlm.config import ModelConfig, Recipe, TokenizerConfig
+from sparrowlm.data.chats import is_sequences, open_sequences, prepare_sequences
 from sparrowlm.data.mixture import Mixture, join, named_mix, prepare_mix
 from sparrowlm.data.prepare import prepare_cached
-from sparrowlm.data.sequences import AnyDataset
+from sparrowlm.data.sequences import AnyDataset, SequenceDataset
 from sparrowlm.data.shards import FACTS, Dataset, is_dataset, open_dataset
-from sparrowlm.data.sources import Source
+from sparrowlm.data.sources import Source, as_sources
+from sparrowlm.data.survey import kind_of
 from sparrowlm.errors import ConfigError
 from sparrowlm.runtime import Runtime, cache_folder
 from sparrowlm.text.tokenizer import load_tokenizer, make_tokenizer
@@ -28,19 +31,86 @@ def dataset_of(
 ) -> AnyDataset:
     """Open what `data.path` or `data.mix` names; text is prepared into the cache first, by rank
     0."""
+    if trains_on_sequences(recipe):
+        return _sequences(recipe, runtime, progress, folder)
     if folder is None and recipe.data.mix:
         return _mixture(recipe, runtime, progress)
     if folder is None:
-        if not recipe.data.path:
-            raise ConfigError(
-                "is empty", where="data.path", fix="name files, folders or a prepared dataset"
-            )
-        first = Path(recipe.data.path[0])
+        first = _first_path(recipe)
         if len(recipe.data.path) == 1 and is_dataset(first):
             folder = first
     if folder is None:
         folder = _main_first(runtime, progress, lambda told: prepare_text(recipe, told))
     return open_folder(folder, recipe)
+
+
+def trains_on_sequences(recipe: Recipe) -> bool:
+    """Whether the stage reads conversations, pairs or labelled completions instead of text."""
+    return recipe.stage in ("sft", "dpo", "reward") or (
+        recipe.stage == "distill" and recipe.data.kind == "chats"
+    )
+
+
+def _sequences(
+    recipe: Recipe, runtime: Runtime, progress: Progress | None, folder: Path | None
+) -> SequenceDataset:
+    """Open conversations or pairs, and the text that is replayed beside them."""
+    first = _first_path(recipe) if folder is None else folder
+    if folder is None and len(recipe.data.path) == 1 and is_sequences(first):
+        folder = first
+    if folder is None:
+        cache, seq_len = cache_folder() / "prepared", recipe.train.seq_len
+        seq_len = seq_len or recipe.model.max_seq_len
+        kind = _kind(recipe)
+
+        def prepare(told: Progress | None) -> Path:
+            return prepare_sequences(recipe.data, recipe.tokenizer, cache, kind, seq_len, told)
+
+        folder = _main_first(runtime, progress, prepare)
+    dataset = open_sequences(folder)
+    if dataset.train.bundle_size != (2 if recipe.stage in ("dpo", "reward") else 1) and not (
+        recipe.stage == "dpo" and recipe.preference.loss == "kto"
+    ):
+        raise ConfigError(
+            f"holds {dataset.description['kind']}, which stage {recipe.stage} does not train on",
+            where=str(folder),
+        )
+    if not recipe.data.replay:
+        return dataset
+    if recipe.stage != "sft":
+        raise ConfigError(f"is not for stage {recipe.stage}, only for sft", where="data.replay")
+    tokenizer = TokenizerConfig(kind="folder", path=str(folder / "tokenizer"))
+    data = replace(recipe.data, path=recipe.data.replay, mix=(), replay=())
+    text = replace(recipe, stage="pretrain", data=data, tokenizer=tokenizer)
+    return _with_replay(dataset, dataset_of(text, runtime, progress))
+
+
+def _kind(recipe: Recipe) -> str:
+    """What a stage's rows hold; kto takes labelled completions, and pairs as well."""
+    if recipe.stage == "dpo" and recipe.preference.loss == "kto":
+        return kind_of(as_sources(recipe.data.path, recipe.data.mirror), ("labelled", "pairs"))
+    return "pairs" if recipe.stage in ("dpo", "reward") else "chats"
+
+
+def _with_replay(dataset: SequenceDataset, text: AnyDataset) -> SequenceDataset:
+    assert isinstance(text, Dataset), "of stage pretrain"
+    own, theirs = dataset.tokenizer, text.tokenizer
+    if theirs is None or theirs.fingerprint != own.fingerprint:
+        raise ConfigError(
+            "was prepared with another tokenizer than the conversations",
+            where="data.replay",
+            fix="name the text itself: it is tokenized anew",
+        )
+    both = hashlib.sha256(f"{dataset.fingerprint} {text.fingerprint}".encode()).hexdigest()
+    return replace(dataset, replay=text, fingerprint=both)
+
+
+def _first_path(recipe: Recipe) -> Path:
+    if not recipe.data.path:
+        raise ConfigError(
+            "is empty", where="data.path", fix="name files, folders or a prepared dataset"
+        )
+    return Path(recipe.data.path[0])
 
 
 def _mixture(recipe: Recipe, runtime: Runtime, progress: Progress | None) -> Mixture:

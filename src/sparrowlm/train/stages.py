@@ -12,6 +12,7 @@ from sparrowlm.batch import Batch, Objective
 from sparrowlm.config import Recipe
 from sparrowlm.data.mixed import MixedStream
 from sparrowlm.data.mixture import Mixture
+from sparrowlm.data.replay import ReplayStream
 from sparrowlm.data.sequences import AnyDataset, PackedStream, SequenceDataset, packed_windows
 from sparrowlm.data.shards import Dataset
 from sparrowlm.data.streams import TokenStream, windows
@@ -106,6 +107,31 @@ def packed_stream(scene: Scene) -> PackedStream:
     return PackedStream(sequences_of(scene).train, train.seq_len, rows, train.seed)
 
 
+def chat_stream(scene: Scene) -> PackedStream | ReplayStream:
+    """Packed conversations, with rows of `data.replay` among them where it is given."""
+    recipe, replay, packed = scene.recipe, sequences_of(scene).replay, packed_stream(scene)
+    if replay is None:
+        return packed
+    text = _rows_of(recipe, replay, packed.rows, derived_seed(recipe.train.seed, 1))
+    return ReplayStream(packed, text, recipe.data.replay_share)
+
+
+def packing_of(stream: Stream) -> list[str]:
+    """What a person should know of packed rows; nothing of other streams."""
+    packed = stream.packed if isinstance(stream, ReplayStream) else stream
+    if not isinstance(packed, PackedStream):
+        return []
+    sequences = packed.sequences
+    learned = int((sequences.mask[:] > 0).sum()) / max(1, len(sequences.mask))
+    what = "pairs" if sequences.bundle_size > 1 else "sequences"
+    told = (
+        f"{len(sequences):,} {what} in {packed.rows_per_epoch:,} rows of {packed.seq_len}:"
+        f" {packed.padding:.1%} padding, {learned:.0%} of the tokens learned"
+    )
+    shared = isinstance(stream, ReplayStream)
+    return [told + (", replayed text beside them" if shared else "")]
+
+
 def held_out_sequences(scene: Scene) -> Iterator[Batch]:
     """The held-out sequences, packed."""
     recipe, held_out = scene.recipe, sequences_of(scene).val
@@ -197,7 +223,7 @@ def sequences_of(scene: Scene) -> SequenceDataset:
 
 STAGES: dict[str, Stage] = {
     "pretrain": Stage(token_stream, held_out_windows, next_token),
-    "sft": Stage(packed_stream, held_out_sequences, next_token),
+    "sft": Stage(chat_stream, held_out_sequences, next_token),
     "dpo": Stage(preference_stream, held_out_preferences, preference),
     "reward": Stage(packed_stream, held_out_sequences, reward),
     "distill": Stage(distill_stream, held_out_distill, distill),
