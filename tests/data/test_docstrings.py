@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sparrowlm.config import DataConfig, TokenizerConfig
+from sparrowlm.data.chats import open_sequences, prepare_sequences
 from sparrowlm.data.corpus import python_sources, stdlib_folder
 from sparrowlm.data.docstrings import (
     LONGEST,
@@ -114,3 +116,25 @@ def test_thousands_of_answers_and_nothing_imported(tmp_path: Path) -> None:
     assert {path.stem for path in tmp_path.iterdir()} <= {
         source.group for source in python_sources().sources
     }
+
+
+def test_chats_are_held_out_by_module(tmp_path: Path) -> None:
+    """No question about a held-out module, in whatever words, is trained on."""
+    library = stdlib_folder()
+    if not (library / "json").is_dir():
+        pytest.skip("this Python came without its own source")
+    names = ("json", "asyncio", "email", "logging", "unittest", "sqlite3", "importlib", "http")
+    files_of = [(name, path) for name in names for path in sorted((library / name).glob("*.py"))]
+    made = write_chats([Source(path, name) for name, path in files_of], tmp_path / "chats")
+    tokenizer, data = TokenizerConfig(vocab_size=400), DataConfig(val_fraction=0.2)
+    folder = prepare_sequences(data, tokenizer, tmp_path / "cache", "chats", 512, None, made)
+    dataset = open_sequences(folder)
+    assert dataset.val is not None
+    modules = []
+    for split in (dataset.train, dataset.val):
+        texts = (dataset.tokenizer.decode(split.bundle(at)[0].ids) for at in range(len(split)))
+        found = {name[1].partition(".")[0] for text in texts if (name := text.split("`"))[1:]}
+        modules.append(found)
+    assert modules[0] | modules[1] == set(names)
+    assert not modules[0] & modules[1]
+    assert 0.1 < len(dataset.val.ids) / (len(dataset.train.ids) + len(dataset.val.ids)) < 0.4

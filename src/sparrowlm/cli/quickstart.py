@@ -74,9 +74,12 @@ def quickstart(
 
 def _learn_to_answer(console: Console, base: Path, minutes: float) -> None:
     """Fine-tune a run on the docstrings of its own corpus, and ask it something."""
+    from sparrowlm.cli.show import PrepareProgress
     from sparrowlm.cli.train import run_training
+    from sparrowlm.data.chats import prepare_sequences
     from sparrowlm.data.corpus import python_sources
     from sparrowlm.data.docstrings import write_chats
+    from sparrowlm.runtime import cache_folder
 
     made = write_chats(python_sources().sources, base / "chats")
     lines = sum(source.path.read_bytes().count(b"\n") for source in made)
@@ -85,8 +88,21 @@ def _learn_to_answer(console: Console, base: Path, minutes: float) -> None:
         f" in {base / 'chats'}\n",
         soft_wrap=True,
     )
+    recipe = chat_recipe(base, minutes)
+    with PrepareProgress() as progress:
+        folder = prepare_sequences(
+            recipe.data,
+            TokenizerConfig(kind="folder", path=str(base / "tokenizer")),
+            cache_folder() / "prepared",
+            "chats",
+            recipe.train.seq_len,
+            progress,
+            made,
+        )
+    # The recipe that the run keeps names what can be opened again.
+    recipe = replace(recipe, data=replace(recipe.data, path=(str(folder),)))
     out = _free_name(base.with_name(f"{base.name}-chat"))
-    if run_training(chat_recipe(base, minutes), out, resume=False) is not None:
+    if run_training(recipe, out, resume=False) is not None:
         _ask(console, out)
 
 
