@@ -30,7 +30,7 @@ NEVER = {
 }
 HEAVY = ("torch", "numpy", "matplotlib", "transformers", "tokenizers", "safetensors", "tiktoken")
 WITHOUT_TORCH = ("errors", "config", "files", "text", "data", "report", "cli.__init__", "__init__")
-WITH_TORCH = ("data.streams",)
+WITH_TORCH = ("data.streams", "data.packing")
 
 FUNCTION_LINES, FILE_LINES = 60, 400
 

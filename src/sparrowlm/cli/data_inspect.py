@@ -28,6 +28,8 @@ def inspect(
     path: Positional[Path],
     *,
     tokenizer: str = "",
+    chat: bool = False,
+    context: int = 0,
     split: Literal["train", "val"] = "train",
     rows: int = 3,
     row_tokens: int = 128,
@@ -41,6 +43,8 @@ def inspect(
     Args:
         path: A prepared dataset, nanoGPT's train.bin folder, or text, which is tokenized first.
         tokenizer: A tokenizer's folder, or "bytes"; of text, or of a train.bin folder.
+        chat: The rows are conversations, pairs or labelled completions: show what is learned.
+        context: With --chat: the length of a row; 0 shows several.
         split: Whose lengths and rows to show.
         rows: How many rows, from random places.
         row_tokens: Tokens of a row.
@@ -54,6 +58,11 @@ def inspect(
 
     console = Console(highlight=False)
     chosen = _tokenizer(tokenizer)
+    if chat:
+        from sparrowlm.cli.chat_inspect import inspect_chats
+
+        inspect_chats(path, chosen, context, rows, seed, console)
+        return
     if is_dataset(path):
         dataset = open_dataset(path, token_dtype=token_dtype, tokenizer=chosen)
         if split == "val" and dataset.val is None:

@@ -79,6 +79,32 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
+def between(rows: Batch, packed: Batch, order: np.ndarray) -> Batch:
+    """Rows of plain text and packed ones as one batch.
+
+    Args:
+        rows: of text; one segment a row where they name none.
+        packed: of `packed_batch`.
+        order: (B,) where each row of the result is found, those of text counted first.
+    """
+    segments = rows.segments
+    if segments is None:
+        segments = torch.zeros_like(rows.tokens, dtype=torch.int32)
+    assert packed.segments is not None, "of packed rows"
+    joined = Batch(
+        tokens=torch.cat([rows.tokens, packed.tokens]),
+        targets=torch.cat([rows.targets, packed.targets]),
+        mask=torch.cat([rows.mask, packed.mask]),
+        segments=torch.cat([segments, packed.segments]),
+        columns={
+            name: torch.cat([values.new_zeros(rows.tokens.shape), values])
+            for name, values in packed.columns.items()
+        },
+    )
+    places = torch.from_numpy(order)
+    return joined.map(lambda tensor: tensor[places])
+
+
 def packed_batch(rows: Sequence[Sequence[Bundle]], seq_len: int) -> Batch:
     """A batch of rows.
 

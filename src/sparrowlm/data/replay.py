@@ -7,10 +7,10 @@ which row is which is a function of the row's number (`mixed.Deal`).
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from sparrowlm.batch import Batch
 from sparrowlm.data.mixed import Deal
+from sparrowlm.data.packing import between
 from sparrowlm.data.sequences import PackedStream
 from sparrowlm.data.streams import TokenStream, batch_of, rank_rows
 from sparrowlm.errors import ConfigError
@@ -45,26 +45,6 @@ class ReplayStream:
         rows = np.arange(*rank_rows(step, self.rows, rank, world_size), dtype=np.int64)
         sources, own = self._deal.of(rows)
         text, chats = np.flatnonzero(sources == 0), np.flatnonzero(sources == 1)
-        batch = _joined(
-            batch_of(self.text.read(own[text]), self.text.separator), self.packed.read(own[chats])
-        )
-        order = torch.from_numpy(np.argsort(np.concatenate([text, chats])))
-        return batch.map(lambda tensor: tensor[order])
-
-
-def _joined(text: Batch, packed: Batch) -> Batch:
-    """Rows of text before packed ones; a row of text is one segment where it names none."""
-    segments = text.segments
-    if segments is None:
-        segments = torch.zeros_like(text.tokens, dtype=torch.int32)
-    assert packed.segments is not None, "of packed rows"
-    return Batch(
-        tokens=torch.cat([text.tokens, packed.tokens]),
-        targets=torch.cat([text.targets, packed.targets]),
-        mask=torch.cat([text.mask, packed.mask]),
-        segments=torch.cat([segments, packed.segments]),
-        columns={
-            name: torch.cat([values.new_zeros(text.tokens.shape), values])
-            for name, values in packed.columns.items()
-        },
-    )
+        replayed = batch_of(self.text.read(own[text]), self.text.separator)
+        order = np.argsort(np.concatenate([text, chats]))
+        return between(replayed, self.packed.read(own[chats]), order)

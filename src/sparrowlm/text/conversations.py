@@ -21,7 +21,7 @@ from sparrowlm.text.arrays import read_elements
 from sparrowlm.text.documents import format_of
 from sparrowlm.text.parquet import read_parquet_rows
 from sparrowlm.text.reading import OnRead
-from sparrowlm.text.rows import Rejected, parse_row, read_row_lines
+from sparrowlm.text.rows import Rejected, clean, parse_row, read_row_lines
 from sparrowlm.text.turns import Conversation, Message, conversation_of
 
 Value = TypeVar("Value")
@@ -76,11 +76,24 @@ def read_values(
         row, fault = ({}, fault) if fault else parse_row(content)
         if not fault:
             try:
-                yield Found(parse(row), str(path), line)
+                yield Found(parse(_cleaned(row)), str(path), line)
                 continue
             except DataError as told:
                 fault = told.what
         yield Rejected(str(path), line, fault)
+
+
+def _cleaned(value: Any) -> Any:
+    r"""The value with `\r\n` as `\n` in every string."""
+    match value:
+        case str():
+            return clean(value)
+        case dict():
+            return {key: _cleaned(one) for key, one in value.items()}
+        case list():
+            return [_cleaned(one) for one in value]
+        case _:
+            return value
 
 
 def chat_of(row: dict[str, Any]) -> Conversation:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sparrowlm.errors import DataError
-from sparrowlm.text.rows import clean, is_text
+from sparrowlm.text.rows import is_text
 
 ROLES = ("system", "user", "assistant", "tool")
 Message = dict[str, Any]
@@ -83,7 +83,7 @@ def _text(value: object, name: str) -> str:
         raise DataError(f"{name} is {type(value).__name__}, not a string")
     if not is_text(value):
         raise DataError(f"{name} holds half of a surrogate pair, which is no character")
-    return clean(value)
+    return value
 
 
 def _parsed(value: object, name: str) -> list[dict[str, Any]]:
