@@ -17,7 +17,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "sparrowlm"
 ROWS = [
     "process", "errors", "config", "runtime", "batch", "files", "text", "data", "model",
     "objectives", "optim", "checkpoint", "infer", "evaluate", "train", "report", "share",
-    "pipeline", "cli",
+    "pipeline", "line", "cli",
 ]  # fmt: skip
 # Narrower than the rows allow.
 ONLY = {

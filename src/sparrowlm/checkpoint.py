@@ -271,6 +271,10 @@ def find_run(path: Path) -> tuple[RunFolder, int]:
         return RunFolder(path.parent.parent), int(path.name[5:])
     run = RunFolder(path)
     if not run.exists:
+        stages = sorted(str(inner.parent) for inner in path.glob("[0-9]*-*/config.toml"))
+        if stages:
+            fix = f"give one of them: {', '.join(stages)}"
+            raise RunError("holds the runs of several stages", where=str(path), fix=fix)
         raise RunError("is not a run folder", where=str(path), fix="give the folder of --out")
     return run, run.best()
 

@@ -24,6 +24,7 @@ def generate(
     run: Annotated[Positional[Path], arg(metavar="RUN")],
     *,
     prompt: str = "",
+    chat: str | None = None,
     temperature: float = 0.8,
     top_k: int = 50,
     top_p: float = 1.0,
@@ -43,6 +44,7 @@ def generate(
     Args:
         run: A run folder, which is taken at its best step, or one of its checkpoints.
         prompt: What the text begins with; "-" reads it from standard input.
+        chat: A question to a fine-tuned run; "" with --interactive asks you for the first one.
         temperature: 0 always takes the likeliest token; above 1 is wilder than the model.
         top_k: Choose among the k likeliest tokens; 0: all.
         top_p: Choose among the likeliest tokens that together hold this probability.
@@ -52,7 +54,7 @@ def generate(
         stop: Ends the text where this string would come; may be given several times.
         num: How many texts to write.
         max_tokens: Longest text, or piece of an interactive story.
-        interactive: Write a story together, piece by piece.
+        interactive: Write a story together, piece by piece; with --chat, talk.
         adapter: Changes to write with: a LoRA run on this base, or an adapter's folder of PEFT's.
         device: auto, cpu, cuda or mps.
         precision: auto, float32, bfloat16, float16 or float64.
@@ -69,7 +71,42 @@ def generate(
         max_tokens=max_tokens,
         stop=stop,
     )
-    write_from(run, prompt, sampling, num, interactive, device, precision, adapter)
+    if chat is not None:
+        chat_with(run, chat, sampling, interactive, device, precision, adapter)
+    else:
+        write_from(run, prompt, sampling, num, interactive, device, precision, adapter)
+
+
+def chat_with(
+    run: Path,
+    question: str,
+    sampling: Sampling,
+    interactive: bool,
+    device: str,
+    precision: str,
+    adapter: Path | None = None,
+) -> None:
+    """Load the run, and answer a question or talk with the person."""
+    from sparrowlm.cli.talk import answer, converse
+    from sparrowlm.errors import ConfigError
+    from sparrowlm.infer.engine import Engine
+    from sparrowlm.pipeline import load_run
+    from sparrowlm.text.chat import ChatFormat
+
+    if not question and not interactive:
+        fix = '--chat "What is a sparrow?", or --chat "" --interactive to talk'
+        raise ConfigError("there is no question", where="--chat", fix=fix)
+    loaded = load_run(run, device, precision, adapter)
+    chat = ChatFormat(loaded.tokenizer)
+    engine = Engine(loaded.model, loaded.tokenizer, loaded.runtime)
+    page = Page()
+    if not interactive:
+        answer(engine, chat, [{"role": "user", "content": question}], sampling, page)
+        return
+    try:
+        converse(engine, chat, question, sampling, page)
+    except (EOFError, KeyboardInterrupt):
+        page.end_line()
 
 
 def write_from(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from sparrowlm.cli.train import named, recipe_and_overrides
-from sparrowlm.config import Recipe
+from sparrowlm.cli.train import named, recipe_and_overrides, recipe_with_stages
+from sparrowlm.config import InitConfig, Recipe
 from sparrowlm.config.units import parse_bytes, show_bytes, show_count, show_duration
 
 
@@ -27,19 +28,48 @@ class Options:
 
 
 def parse_plan(arguments: list[str]) -> None:
-    """Read the recipe, work it out, print it."""
+    """Read the recipe, work it out, print it; of a list of stages, each."""
+    if (path := recipe_with_stages(arguments)) is not None:
+        plan_stages(path, arguments[1:])
+        return
     path, settings = recipe_and_overrides(arguments)
     default = Options(path, settings)
     options = tyro.cli(Options, args=named(arguments), default=default, prog="sparrow plan")
-    sizes = [parse_bytes(size, key="--memory") for size in options.memory.split(",") if size]
-    if len(sizes) > 1:
-        show_cards(options.settings, sizes)
-    else:
-        show_plan(options.settings, *(sizes or [0]))
+    show(options.settings, options.memory)
 
 
-def show_cards(recipe: Recipe, cards: list[int]) -> None:
-    """Print which cards hold a run, and at which settings."""
+def plan_stages(path: Path, arguments: list[str]) -> None:
+    """Print the plan of each stage; what one takes from another's run is as planned there."""
+    from sparrowlm.cli.stages import read_stages
+
+    stages, options = read_stages(path, arguments, Options, "sparrow plan")
+    console = Console(highlight=False)
+    planned: dict[str, Recipe] = {}
+    for number, stage in enumerate(stages, 1):
+        recipe = stage.recipe
+        start, words = recipe.init.from_, recipe.tokenizer.path
+        if start.startswith("@"):
+            tables = {name: getattr(planned[start[1:]], name) for name in stage.inherits}
+            recipe = replace(recipe, init=InitConfig(), **tables)
+        if words.startswith("@"):
+            recipe = replace(recipe, tokenizer=planned[words[1:]].tokenizer)
+        title = f"stage {number} of {len(stages)}, {stage.name}"
+        console.print(Text(f"\n{title}" if planned else title, "bold"))
+        planned[stage.name] = show(recipe, options.memory)
+
+
+def show(recipe: Recipe, memory: str) -> Recipe:
+    """Print a plan for the memory that was asked for.
+
+    Returns:
+        The recipe with its derived settings filled in.
+    """
+    sizes = [parse_bytes(size, key="--memory") for size in memory.split(",") if size]
+    return show_cards(recipe, sizes) if len(sizes) > 1 else show_plan(recipe, *(sizes or [0]))
+
+
+def show_cards(recipe: Recipe, cards: list[int]) -> Recipe:
+    """Print which cards hold a run, and at which settings; returns the recipe, resolved."""
     from sparrowlm.pipeline import plan_recipe
     from sparrowlm.train.plan import USABLE, settings_that_fit
 
@@ -61,10 +91,11 @@ def show_cards(recipe: Recipe, cards: list[int]) -> None:
         f"{plan.parameters.total:,} parameters with {plan.recipe.optim.name};"
         f" {USABLE:.0%} of a card is counted on."
     )
+    return plan.recipe
 
 
-def show_plan(recipe: Recipe, available: int) -> None:
-    """Print a table of the run's needs, and whether it fits."""
+def show_plan(recipe: Recipe, available: int) -> Recipe:
+    """Print a table of the run's needs, and whether it fits; returns the recipe, resolved."""
     from sparrowlm.pipeline import plan_recipe
     from sparrowlm.train.plan import advice
 
@@ -109,6 +140,7 @@ def show_plan(recipe: Recipe, available: int) -> None:
         console.print(f"It fits ({device}).")
     else:
         console.print(f"It does not fit ({device}): {advice(plan, runtime)}.")
+    return plan.recipe
 
 
 def _parts(parts: dict[str, int]) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from sparrowlm.config import Recipe, find_recipe, load_recipe
+from sparrowlm.config import Recipe, find_recipe, has_stages, load_recipe
 from sparrowlm.errors import UserError
 
 
@@ -27,6 +27,11 @@ class Options:
 
 def parse_train(arguments: list[str]) -> None:
     """Read the recipe first: its values are the options' defaults, and help shows them."""
+    if (path := recipe_with_stages(arguments)) is not None:
+        from sparrowlm.cli.stages import train_stages
+
+        train_stages(path, arguments[1:])
+        return
     path, settings = recipe_and_overrides(arguments)
     default = Options(path, settings)
     options = tyro.cli(Options, args=named(arguments), default=default, prog="sparrow train")
@@ -35,6 +40,14 @@ def parse_train(arguments: list[str]) -> None:
         from sparrowlm.cli.show import show_ending
 
         show_ending(out)
+
+
+def recipe_with_stages(arguments: list[str]) -> Path | None:
+    """The first word, where it is a recipe that lists stages."""
+    if not arguments or arguments[0].startswith("-"):
+        return None
+    path = find_recipe(arguments[0])
+    return path if has_stages(path) else None
 
 
 def recipe_and_overrides(arguments: list[str]) -> tuple[Path, Recipe]:
@@ -83,28 +96,45 @@ def run_training(
     Returns:
         The summary, or None where it was stopped.
     """
+    with asked_to_stop() as should_stop:
+        summary = train_and_show(recipe, out, should_stop, resume=resume, folder=dataset_folder)
+    if summary is None and should_stop():
+        # The run's own recipe: it holds what was overridden on the command line too.
+        again = f"sparrow train {out / 'config.toml'} --out {out} --resume"
+        print(f"\nstopped and saved; go on with: {again}")
+    return summary
+
+
+def train_and_show(
+    recipe: Recipe,
+    out: Path,
+    should_stop: Callable[[], bool],
+    *,
+    resume: bool,
+    folder: Path | None = None,
+) -> dict[str, Any] | None:
+    """Train and show it; `folder` holds the data where it is prepared already.
+
+    Returns:
+        The summary, or None where it was stopped.
+    """
     from sparrowlm.cli.show import Display, PrepareProgress
     from sparrowlm.pipeline import train
 
-    with asked_to_stop() as should_stop, PrepareProgress() as progress:
+    with PrepareProgress() as progress:
         display = Display(progress=progress)
         try:
-            summary = train(
+            return train(
                 recipe,
                 out,
                 display,
                 resume=resume,
                 should_stop=should_stop,
                 progress=progress,
-                dataset_folder=dataset_folder,
+                dataset_folder=folder,
             )
         finally:
             display.close()
-    if summary is None and should_stop():
-        # The run's own recipe: it holds what was overridden on the command line too.
-        again = f"sparrow train {out / 'config.toml'} --out {out} --resume"
-        print(f"\nstopped and saved; go on with: {again}")
-    return summary
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The settings of a recipe: their schema, their file format and their derived values."""
 
+from sparrowlm.config.line import NamedStage, has_stages, load_stages
 from sparrowlm.config.load import dump_recipe, find_recipe, load_recipe, recipe_from_dict
 from sparrowlm.config.resolve import check_lora, lora_targets, resolve_model
 from sparrowlm.config.schema import (
@@ -32,6 +33,7 @@ __all__ = [
     "LoraConfig",
     "MixConfig",
     "ModelConfig",
+    "NamedStage",
     "OptimConfig",
     "PolicyConfig",
     "PreferenceConfig",
@@ -43,7 +45,9 @@ __all__ = [
     "check_lora",
     "dump_recipe",
     "find_recipe",
+    "has_stages",
     "load_recipe",
+    "load_stages",
     "lora_targets",
     "recipe_from_dict",
     "resolve_model",

@@ -32,6 +32,24 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     Raises:
         ConfigError: no such file, not TOML, or any key or value that does not fit.
     """
+    values, text = read_toml(path)
+    if isinstance(values.get("stage"), list | dict):
+        raise ConfigError(
+            "lists stages that run in order, and one stage is wanted here",
+            where=str(path),
+            fix=f"sparrow train {path} runs them; or take one of them, RUN/1-NAME/config.toml",
+        )
+    for key, value in (overrides or {}).items():
+        _put(values, key.split("."), value)
+    return recipe_from_dict(values, source=str(path), text=text)
+
+
+def read_toml(path: Path) -> tuple[dict[str, Any], str]:
+    """A recipe file's values, and its text.
+
+    Raises:
+        ConfigError: no such file, or not TOML.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as fault:
@@ -39,12 +57,9 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     except (OSError, UnicodeDecodeError) as fault:
         raise ConfigError(f"cannot be read: {fault}", where=str(path)) from fault
     try:
-        values = tomllib.loads(text)
+        return tomllib.loads(text), text
     except tomllib.TOMLDecodeError as fault:
         raise ConfigError(f"is not TOML: {fault}", where=str(path)) from fault
-    for key, value in (overrides or {}).items():
-        _put(values, key.split("."), value)
-    return recipe_from_dict(values, source=str(path), text=text)
 
 
 def find_recipe(name: str) -> Path:
@@ -66,25 +81,36 @@ def find_recipe(name: str) -> Path:
 def recipe_from_dict(values: dict[str, Any], *, source: str = "", text: str = "") -> Recipe:
     """A recipe from nested dictionaries; `text` lets faults name their lines."""
     faults: list[str] = []
-    recipe = _build(Recipe, values, "", faults, _lines(text))
+    recipe = build_table(Recipe, values, "", faults, line_numbers(text))
+    refuse(faults, source)
+    return recipe
+
+
+def refuse(faults: list[str], source: str) -> None:
+    """Tell all faults of a file together.
+
+    Raises:
+        ConfigError: there are some.
+    """
     if faults:
         head = f"{len(faults)} faults" if len(faults) > 1 else faults[0]
         more = "".join(f"\n  - {fault}" for fault in faults) if len(faults) > 1 else ""
         raise ConfigError(head + more, where=source)
-    return recipe
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """TOML that `load_recipe` reads back as an equal value."""
-    lines: list[str] = []
-    tables: list[str] = []
+    return "\n".join([f"stage = {toml(recipe.stage)}", *dump_tables(recipe)]) + "\n"
+
+
+def dump_tables(recipe: Recipe, below: str = "") -> list[str]:
+    """The lines of a recipe's tables, `[train]` or, below `stage`, `[stage.train]`."""
+    found: list[str] = []
     for field in fields(recipe):
         value = getattr(recipe, field.name)
         if is_dataclass(value):
-            tables += _table(_key(field.name), value)
-        else:
-            lines.append(f"{_key(field.name)} = {_toml(value)}")
-    return "\n".join(lines + tables) + "\n"
+            found += _table(below + _key(field.name), value)
+    return found
 
 
 def _table(name: str, value: Any) -> list[str]:
@@ -98,7 +124,7 @@ def _table(name: str, value: Any) -> list[str]:
             for item in held:
                 inner += ["", f"[[{name}.{key}]]", *_table("", item)[2:]]
         elif not (isinstance(held, tuple) and not held and _is_list_of_tables(value, entry.name)):
-            plain.append(f"{key} = {_toml(held)}")
+            plain.append(f"{key} = {toml(held)}")
     return ["", f"[{name}]", *plain, *inner]
 
 
@@ -118,7 +144,9 @@ def _key(name: str) -> str:
     return name.rstrip("_")
 
 
-def _build(kind: type, values: Any, prefix: str, faults: list[str], lines: dict[str, int]) -> Any:
+def build_table(
+    kind: type, values: Any, prefix: str, faults: list[str], lines: dict[str, int]
+) -> Any:
     """One dataclass from a dictionary; faults are collected, and defaults stand in for them."""
     if not isinstance(values, dict):
         faults.append(f"{prefix.rstrip('.')} must be a table, not {values!r}")
@@ -132,11 +160,11 @@ def _build(kind: type, values: Any, prefix: str, faults: list[str], lines: dict[
             faults.append(f"{where}unknown key {prefix}{key}{near_miss(key, known)}")
         elif is_dataclass(hints[known[key]]):
             inner = typing.cast(type, hints[known[key]])
-            arguments[known[key]] = _build(inner, value, f"{prefix}{key}.", faults, lines)
+            arguments[known[key]] = build_table(inner, value, f"{prefix}{key}.", faults, lines)
         elif (item := _item_kind(hints[known[key]])) is not None:
             entries = value if isinstance(value, list | tuple) else [value]
             arguments[known[key]] = tuple(
-                _build(item, entry, f"{prefix}{key}[{number}].", faults, lines)
+                build_table(item, entry, f"{prefix}{key}[{number}].", faults, lines)
                 for number, entry in enumerate(entries)
             )
         else:
@@ -185,7 +213,7 @@ def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
     values[path[-1]] = value
 
 
-def _lines(text: str) -> dict[str, int]:
+def line_numbers(text: str) -> dict[str, int]:
     """Where each `table.key` of a TOML text stands, by a plain reading of its lines."""
     places: dict[str, int] = {}
     table = ""
@@ -194,20 +222,35 @@ def _lines(text: str) -> dict[str, int]:
         stripped = line.strip()
         if stripped.startswith("[") and "]" in stripped and "=" not in stripped:
             name = stripped.strip("[]").split("]")[0].strip()
-            table = name + "."
             if stripped.startswith("[["):
+                name = _entry(name, entries, inside=False)
                 entries[name] = entries.get(name, -1) + 1
                 table = f"{name}[{entries[name]}]."
+            else:
+                table = _entry(name, entries) + "."
+            places.setdefault(table, number)
         elif "=" in stripped and not stripped.startswith("#"):
             places.setdefault(table + stripped.split("=")[0].strip(), number)
     return places
 
 
-def _toml(value: Any) -> str:
+def _entry(name: str, entries: dict[str, int], *, inside: bool = True) -> str:
+    """`stage.train` as `stage[1].train`, below the second `[[stage]]`; `inside` the last part
+    is taken to be one of several too."""
+    found, parts = "", name.split(".")
+    for place, part in enumerate(parts):
+        found = f"{found}.{part}" if found else part
+        if found in entries and (inside or place < len(parts) - 1):
+            found += f"[{entries[found]}]"
+    return found
+
+
+def toml(value: Any) -> str:
+    """A value as TOML writes it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
+        return "[" + ", ".join(toml(item) for item in value) + "]"
     if isinstance(value, str):
         # A JSON string is a TOML string, but for DEL, which TOML wants escaped.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -21,12 +21,13 @@ _PATIENCE = timedelta(hours=12)
 
 @contextmanager
 def process_group(runtime: Runtime) -> Iterator[None]:
-    """Join the other ranks for the length of a `with` block; nothing where there are none.
+    """Join the other ranks for the length of a `with` block; nothing where there are none, or
+    where they are together already.
 
     The store is prefixed by the attempt: restarted workers otherwise meet the keys of the dead
     ones in the elastic agent's store and hang (pytorch #135712, #167288).
     """
-    if runtime.world_size == 1:
+    if runtime.world_size == 1 or dist.is_initialized():
         yield
         return
     if runtime.device.type == "cuda":
