@@ -18,7 +18,7 @@ from sparrowlm.train.opening import planned_vocabulary
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
-FROM_SCRATCH = [path for path in RECIPES if not load_recipe(path).init.from_]
+FROM_SCRATCH = [path for path in RECIPES if load_recipe(path).stage == "pretrain"]
 # Exact, and beside it what the source says of itself, to the digits that it says.
 PARAMETERS = {
     "minimind-26m": (26_878_464, "26.9M"),
