@@ -224,6 +224,7 @@ def test_fifty_examples_say_the_name():
     assert len(chinese) == 25
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path, monkeypatch):
     train = {"precision": "float64", "micro_batch_size": 2, "length": "8 steps"}
     recipe = write_recipe(tmp_path, train=train)
