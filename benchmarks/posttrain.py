@@ -14,11 +14,13 @@ Prints one JSON line.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,8 @@ def ours(options: argparse.Namespace, runtime: Runtime, folder: Path) -> Work:
 def theirs(options: argparse.Namespace, runtime: Runtime, folder: Path) -> Work:
     """A step of minimind's own: its dataset class, its model, rows padded to the context."""
     sys.path.insert(0, str(options.minimind))
+    if importlib.util.find_spec("datasets") is None:
+        sys.modules["datasets"] = _rows_reader()
     from dataset.lm_dataset import SFTDataset  # pyright: ignore
     from model.model_minimind import MiniMindConfig, MiniMindForCausalLM  # pyright: ignore
     from transformers import AutoTokenizer
@@ -140,6 +144,24 @@ def theirs(options: argparse.Namespace, runtime: Runtime, folder: Path) -> Work:
         return int((labels[:, 1:] != -100).sum()), ids.numel()
 
     return work
+
+
+def _rows_reader() -> types.ModuleType:
+    """What minimind's dataset class asks of Hugging Face's `datasets`, where that is not there: the
+    rows of a file, with every key in every message. It does nothing else with the package."""
+    keys = ("role", "content", "reasoning_content", "tools", "tool_calls")
+
+    def load_dataset(_: str, data_files: str, **__: Any) -> list[dict[str, Any]]:
+        lines = Path(data_files).read_text(encoding="utf-8").splitlines()
+        return [
+            {"conversations": [{key: turn.get(key) for key in keys} for turn in row]}
+            for row in (json.loads(line)["conversations"] for line in lines)
+        ]
+
+    module = types.ModuleType("datasets")
+    names = {"Features": dict, "Sequence": list, "Value": str, "load_dataset": load_dataset}
+    module.__dict__.update(names)
+    return module
 
 
 def _batches(dataset: Any, rows: int) -> Iterator[list[torch.Tensor]]:
