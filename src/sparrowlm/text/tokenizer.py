@@ -97,6 +97,13 @@ class Tokenizer:
         return template if isinstance(template, str) else None
 
     @property
+    def special_names(self) -> dict[str, str]:
+        """What `tokenizer_config.json` calls bos_token, eos_token and the like; a template may ask
+        for them."""
+        keys = ("bos_token", "eos_token", "pad_token", "unk_token")
+        return {key: _name(self._config, key) for key in keys}
+
+    @property
     def cuts_at_lines(self) -> bool:
         """Whether a text cut behind a line end that stands between two characters which are no
         space has the same ids as the whole text; true of all we make."""
