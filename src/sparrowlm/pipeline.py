@@ -33,6 +33,7 @@ from sparrowlm.train.build import (
 from sparrowlm.train.distributed import attempt, barrier, process_group
 from sparrowlm.train.opening import dataset_of, inherit, open_folder, planned_vocabulary
 from sparrowlm.train.plan import Plan, plan_of
+from sparrowlm.train.reference import reference_of, referenced, same_vocabulary
 from sparrowlm.train.resume import resume_point
 from sparrowlm.train.sitting import Display, Sitting
 from sparrowlm.train.stages import STAGES, Scene
@@ -102,7 +103,10 @@ def _train(
     barrier(runtime)  # nobody writes before all have read
     if runtime.is_main:
         _open_folder(run, recipe, dataset, checkpoint)
-    parts = build(recipe, dataset, runtime, checkpoint, weights, should_stop)
+    barrier(runtime)  # the folder is there
+    dataset = referenced(recipe, dataset, run, runtime, resuming=checkpoint is not None)
+    reference = reference_of(recipe, dataset, runtime)
+    parts = build(recipe, dataset, runtime, checkpoint, weights, should_stop, reference)
     barrier(runtime)
     return _sit(parts, recipe, run, dataset, runtime, display, changes)
 
@@ -231,16 +235,7 @@ def _weights(recipe: Recipe, dataset: AnyDataset) -> dict[str, Any]:
         RunError: they were trained on another vocabulary, in which every id means something else.
     """
     run, step = find_run(Path(recipe.init.from_))
-    folder = run.path / "tokenizer"
-    if dataset.tokenizer is not None and folder.is_dir():
-        before, now = load_tokenizer(folder).fingerprint, dataset.tokenizer.fingerprint
-        if before != now:
-            raise RunError(
-                f"has another vocabulary than the data (fingerprint {before[:12]}, now {now[:12]})",
-                where=str(run.path),
-                why="a token would mean to the weights what another one meant in training",
-                fix=f'set tokenizer.kind = "folder" and tokenizer.path = "{folder}"',
-            )
+    same_vocabulary(run, dataset)
     return run.load(step).model
 
 

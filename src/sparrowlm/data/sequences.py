@@ -16,7 +16,7 @@ Chats are bundles of one sequence, preferences of two: chosen, then rejected.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,6 +93,8 @@ class SequenceDataset:
     eot_id: int | None
     fingerprint: str
     description: dict[str, Any]
+    mismatched: dict[str, Sequences] = field(default_factory=dict)
+    """kto: what `data/mismatch.py` makes of "train" and of "val"."""
 
 
 AnyDataset = Dataset | SequenceDataset
@@ -121,14 +123,21 @@ class PackedStream:
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
         """The rows of one rank in one step, B = about rows / world_size."""
+        found = [
+            [self.sequences.bundle(one) for one in row]
+            for row in self.bundles(step, rank, world_size)
+        ]
+        return packed_batch(found, self.seq_len)
+
+    def bundles(self, step: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
+        """The indices of the bundles in each of these rows."""
         rows = np.arange(*rank_rows(step, self.rows, rank, world_size), dtype=np.int64)
         epochs, within = np.divmod(rows, self.rows_per_epoch)
         for epoch in np.unique(epochs).tolist():
             chosen = epochs == epoch
             seed = derived_seed(self.seed, epoch)
             within[chosen] = permute(within[chosen], self.rows_per_epoch, seed)
-        found = [[self.sequences.bundle(one) for one in self.packed[row]] for row in within]
-        return packed_batch(found, self.seq_len)
+        return [self.packed[row] for row in within]
 
 
 def pack(sequences: Sequences, seq_len: int, seed: int) -> list[list[int]]:

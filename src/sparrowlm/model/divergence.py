@@ -29,6 +29,11 @@ class Side(NamedTuple):
     bias: Tensor | None
     """(V,)."""
 
+    def detached(self) -> Side:
+        """The same without a gradient."""
+        bias = None if self.bias is None else self.bias.detach()
+        return Side(self.hidden.detach(), self.weight.detach(), bias)
+
     def logits(self, rows: slice, dtype: torch.dtype, wide: torch.dtype) -> Tensor:
         """(n, V) of some rows, multiplied in `dtype` and returned in `wide`."""
         bias = None if self.bias is None else self.bias.to(dtype)
@@ -70,11 +75,13 @@ def summed_divergence(
         temperature: T, which divides both sides' logits.
         weight: of the divergence; the rest is of the cross-entropy.
     """
-    frozen = Side(*(None if part is None else part.detach() for part in teacher))  # pyright: ignore[reportArgumentType]
     if not torch.is_grad_enabled():
-        student = Side(*(None if part is None else part.detach() for part in student))  # pyright: ignore[reportArgumentType]
+        student = student.detached()
     plan = (direction, temperature, weight)
-    return Mixed(*_SummedDivergence.apply(*student, frozen, targets.where(mask, 0), mask, plan))
+    found = _SummedDivergence.apply(
+        *student, teacher.detached(), targets.where(mask, 0), mask, plan
+    )
+    return Mixed(*found)
 
 
 class _SummedDivergence(torch.autograd.Function):

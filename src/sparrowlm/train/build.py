@@ -131,7 +131,7 @@ def build(
     if checkpoint is not None or weights is not None:
         load_weights(model, checkpoint.model if checkpoint is not None else weights or {})
     scene = Scene(recipe, dataset, runtime, model, reference)
-    objective = stage.objective(scene).to(runtime.device)
+    objective = stage.objective(scene).to(runtime.device, runtime.weight_dtype)
     step = Step(model, objective)
     optimizers = _optimizers(step, recipe, runtime)
     state = _first_state(recipe, runtime)

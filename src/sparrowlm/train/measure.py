@@ -14,7 +14,10 @@ from sparrowlm.train.build import Parts
 from sparrowlm.train.stages import STAGES
 
 Means = dict[str, float | None]
-LOGGED = {"loss": "val_loss", "bits_per_byte": "val_bits_per_byte"}
+LOGGED = {
+    name: f"val_{name}"
+    for name in ("loss", "bits_per_byte", "accuracy", "margin", "cross_entropy", "divergence")
+}
 """An objective's metric and its name in the log."""
 
 

@@ -91,15 +91,16 @@ def planned_vocabulary(recipe: Recipe) -> int:
 
 def inherit(recipe: Recipe) -> Recipe:
     """The recipe with the shape and the vocabulary of the run that `init.from` names, where it
-    says nothing of its own about them.
+    says nothing of its own about them; a student's vocabulary is that of its teacher.
 
     Raises:
         RunError: no run there.
     """
-    if not recipe.init.from_:
+    named = recipe.init.from_ or (recipe.stage == "distill" and recipe.distill.teacher)
+    if not named:
         return recipe
-    run, _ = find_run(Path(recipe.init.from_))
-    if recipe.model == ModelConfig():
+    run, _ = find_run(Path(named))
+    if recipe.init.from_ and recipe.model == ModelConfig():
         recipe = replace(recipe, model=run.recipe().model)
     folder = run.path / "tokenizer"
     if recipe.tokenizer == TokenizerConfig() and folder.is_dir():

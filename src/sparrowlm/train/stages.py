@@ -17,8 +17,12 @@ from sparrowlm.data.shards import Dataset
 from sparrowlm.data.streams import TokenStream, windows
 from sparrowlm.errors import DataError
 from sparrowlm.model.transformer import Transformer
+from sparrowlm.objectives.distill import Distill
 from sparrowlm.objectives.next_token import NextToken
+from sparrowlm.objectives.preference import Preference
+from sparrowlm.objectives.reward import Reward
 from sparrowlm.runtime import Runtime, derived_seed
+from sparrowlm.train.mismatch import WithReferencePoint, shift, with_point
 from sparrowlm.train.trainer import Stream
 
 
@@ -33,7 +37,8 @@ class Scene:
     model: Transformer | None = None
     """What is trained, on its device; None where only rows are to be counted."""
     reference: Transformer | None = None
-    """Frozen: what a policy is held to, or a student's teacher; None where the stage has none."""
+    """Frozen: what a policy is held to, or a student's teacher; None where the stage has none, and
+    for dpo, whose reference has said all it has to say in a column of the data."""
 
 
 class RowStream(Stream, Protocol):
@@ -110,12 +115,70 @@ def held_out_sequences(scene: Scene) -> Iterator[Batch]:
     return packed_windows(held_out, recipe.train.seq_len, size, limit)
 
 
+def preference_stream(scene: Scene) -> PackedStream | WithReferencePoint:
+    """Packed pairs, or labelled completions; for kto with their reference point."""
+    stream, dataset = packed_stream(scene), sequences_of(scene)
+    if scene.recipe.preference.loss != "kto" or scene.model is None:
+        return stream
+    rows = scene.recipe.eval.micro_batch_size
+    mismatched = dataset.mismatched["train"]
+    return WithReferencePoint(stream, mismatched, scene.model, scene.runtime, rows)
+
+
+def held_out_preferences(scene: Scene) -> Iterator[Batch]:
+    """The held-out pairs, packed; kto's reference point is taken over all that are measured."""
+    found = held_out_sequences(scene)
+    apart = sequences_of(scene).mismatched.get("val")
+    if scene.recipe.preference.loss != "kto" or scene.model is None or apart is None:
+        yield from found
+        return
+    recipe = scene.recipe
+    size, limit = recipe.eval.micro_batch_size, recipe.eval.windows
+    batches = packed_windows(apart, recipe.train.seq_len, size, limit)
+    point = shift(scene.model, batches, scene.runtime)
+    for batch in found:
+        yield with_point(batch, point)
+
+
+def distill_stream(scene: Scene) -> RowStream:
+    """Rows of text, or packed conversations."""
+    chats = isinstance(scene.dataset, SequenceDataset)
+    return packed_stream(scene) if chats else token_stream(scene)
+
+
+def held_out_distill(scene: Scene) -> Iterator[Batch]:
+    """The held-out text, or conversations."""
+    chats = isinstance(scene.dataset, SequenceDataset)
+    return held_out_sequences(scene) if chats else held_out_windows(scene)
+
+
+def preference(scene: Scene) -> Objective:
+    """DPO and its kin."""
+    return Preference(scene.recipe.preference)
+
+
+def reward(scene: Scene) -> Objective:
+    """A head that scores a sequence."""
+    return Reward(scene.recipe.model.d_model)
+
+
+def distill(scene: Scene) -> Objective:
+    """The divergence from a teacher."""
+    if scene.reference is None:
+        raise TypeError("stage distill was given no teacher")
+    return Distill(scene.reference, scene.recipe.distill, byte_lengths(scene.dataset))
+
+
 def next_token(scene: Scene) -> Objective:
     """The nats of what follows, and the bits of each byte where a tokenizer knows them."""
-    tokenizer = scene.dataset.tokenizer
-    if tokenizer is None:
-        return NextToken(None)
-    return NextToken(torch.from_numpy(tokenizer.byte_lengths()).long())
+    return NextToken(byte_lengths(scene.dataset))
+
+
+def byte_lengths(dataset: AnyDataset) -> torch.Tensor | None:
+    """(vocab_size,) int64 the bytes of each id; None where no tokenizer tells."""
+    if dataset.tokenizer is None:
+        return None
+    return torch.from_numpy(dataset.tokenizer.byte_lengths()).long()
 
 
 def text_of(scene: Scene) -> Dataset:
@@ -135,4 +198,7 @@ def sequences_of(scene: Scene) -> SequenceDataset:
 STAGES: dict[str, Stage] = {
     "pretrain": Stage(token_stream, held_out_windows, next_token),
     "sft": Stage(packed_stream, held_out_sequences, next_token),
+    "dpo": Stage(preference_stream, held_out_preferences, preference),
+    "reward": Stage(packed_stream, held_out_sequences, reward),
+    "distill": Stage(distill_stream, held_out_distill, distill),
 }
