@@ -39,6 +39,8 @@ class Request(NamedTuple):
     sampling: Sampling
     sample: int = 0
     """Which of the completions of one prompt: each has draws of its own."""
+    ends: frozenset[int] = frozenset()
+    """Ids that end it beside the end of text, such as that of an assistant's turn."""
 
 
 class Piece(NamedTuple):
@@ -250,7 +252,7 @@ class _Sequence:
         """Append a token; what it says, and whether it is the last."""
         self.ids.append(token)
         text = self.stops.push("" if self.decoding is None else self.decoding.push(token))
-        if token == self.eot_id:
+        if token == self.eot_id or token in self.request.ends:
             self.end = "end_of_text"
             text += self.stops.push("" if self.decoding is None else self.decoding.finish())
         elif self.stops.found:

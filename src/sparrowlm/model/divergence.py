@@ -165,9 +165,7 @@ def _chunk(
     return torch.stack((total, divergence, nll)), slope * mask[:, None]
 
 
-def _add_gradients(
-    grads: list[Tensor | None], slope: Tensor, student: Side, rows: slice
-) -> None:
+def _add_gradients(grads: list[Tensor | None], slope: Tensor, student: Side, rows: slice) -> None:
     """Add a chunk's part to the gradients of hidden, weight and bias."""
     hidden, table, bias = grads
     if hidden is not None:

@@ -172,9 +172,7 @@ def group_advantages(rewards: Tensor, kind: Kind) -> Tensor:
     return apart.masked_fill(equal, 0.0).to(rewards.dtype)
 
 
-def gae(
-    rewards: Tensor, values: Tensor, discount: float, lambda_: float
-) -> tuple[Tensor, Tensor]:
+def gae(rewards: Tensor, values: Tensor, discount: float, lambda_: float) -> tuple[Tensor, Tensor]:
     """Generalized advantage estimation (Schulman et al. 2016) over whole completions.
 
     Args:

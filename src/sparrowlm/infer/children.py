@@ -1,0 +1,124 @@
+"""A process of its own for code that may hang, crash or eat memory: a line of JSON in, one out."""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import IO, Any
+
+START_SECONDS = 60.0  # until a child says that it is ready
+
+
+class Silent(Exception):
+    """A child that did not answer in time, or ended; it is gone, and the next call starts anew."""
+
+
+class Child:
+    """A module of ours that answers requests, started when it is first asked.
+
+    Args:
+        module: run as `python -m`; it calls `serve`.
+        arguments: of its command line.
+
+    It ends with the pipe, so also when its parent is killed.
+    """
+
+    def __init__(self, module: str, arguments: tuple[str, ...] = ()) -> None:
+        self.command = [sys.executable, "-m", module, *arguments]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """The answer to a request.
+
+        Raises:
+            Silent: none within `seconds`, or the process ended over it.
+        """
+        if self._process is None:
+            self._start()
+        process = self._process
+        assert process is not None and process.stdin is not None, "just started"
+        try:
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+        except OSError as fault:
+            self.close()
+            raise Silent("ended the process that ran it") from fault
+        return self._answer(seconds)
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    _close(pipe)
+
+    def _start(self) -> None:
+        self._process = subprocess.Popen(
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        assert self._process.stdout is not None, "asked for above"
+        self._answers = queue.SimpleQueue()
+        reader = threading.Thread(
+            target=_pass_on, args=(self._process.stdout, self._answers), daemon=True
+        )
+        reader.start()
+        self.greeting = self._answer(START_SECONDS)
+
+    def _answer(self, seconds: float) -> dict[str, Any]:
+        try:
+            line = self._answers.get(timeout=seconds)
+        except queue.Empty as fault:
+            self.close()
+            raise Silent(f"took longer than {seconds:g} seconds") from fault
+        if not line:
+            self.close()
+            raise Silent("ended the process that ran it")
+        return json.loads(line)
+
+
+def _pass_on(pipe: IO[bytes], answers: queue.SimpleQueue[bytes]) -> None:
+    """Read lines as they come, in a thread: a pipe alone knows no patience. The last is empty."""
+    try:
+        for line in pipe:
+            answers.put(line)
+    except (OSError, ValueError):  # closed under it
+        pass
+    answers.put(b"")
+
+
+def _close(pipe: IO[bytes]) -> None:
+    try:
+        pipe.close()
+    except OSError:  # what could not be flushed any more
+        pass
+
+
+def serve(greeting: dict[str, Any], answer: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
+    """Be the child: greet, then answer line after line to the end of the input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    sys.__stdout__, out = sys.stderr, sys.stdout.buffer
+    sys.stdout = sys.stderr  # what a user's function prints must not look like an answer
+    requests = sys.stdin.buffer
+    for told in _told(greeting, answer, requests):
+        out.write(json.dumps(told).encode() + b"\n")
+        out.flush()
+    return 0
+
+
+def _told(
+    greeting: dict[str, Any],
+    answer: Callable[[dict[str, Any]], dict[str, Any]],
+    requests: IO[bytes],
+):
+    yield greeting
+    for line in requests:
+        yield answer(json.loads(line))
