@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -30,6 +32,7 @@ class Child:
 
     def __init__(self, module: str, arguments: tuple[str, ...] = ()) -> None:
         self.command = [sys.executable, "-m", module, *arguments]
+        self.greeting: dict[str, Any] = {}  # what the process said when it was ready
         self._process: subprocess.Popen[bytes] | None = None
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
@@ -42,7 +45,8 @@ class Child:
         if self._process is None:
             self._start()
         process = self._process
-        assert process is not None and process.stdin is not None, "just started"
+        if process is None or process.stdin is None:
+            raise Silent("could not be started")
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
@@ -96,17 +100,15 @@ def _pass_on(pipe: IO[bytes], answers: queue.SimpleQueue[bytes]) -> None:
 
 
 def _close(pipe: IO[bytes]) -> None:
-    try:
+    with contextlib.suppress(OSError):  # what could not be flushed any more
         pipe.close()
-    except OSError:  # what could not be flushed any more
-        pass
 
 
 def serve(greeting: dict[str, Any], answer: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     """Be the child: greet, then answer line after line to the end of the input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    sys.__stdout__, out = sys.stderr, sys.stdout.buffer
-    sys.stdout = sys.stderr  # what a user's function prints must not look like an answer
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a user's function prints must not look like an answer
     requests = sys.stdin.buffer
     for told in _told(greeting, answer, requests):
         out.write(json.dumps(told).encode() + b"\n")

@@ -21,13 +21,15 @@ from torch import Tensor
 
 from sparrowlm.batch import Batch
 from sparrowlm.config import Recipe
+from sparrowlm.config.rollout import check_rollout
 from sparrowlm.data.packing import Item, best_fit, packed_batch
 from sparrowlm.data.prompts import Prompt, PromptDataset
 from sparrowlm.data.streams import permute
-from sparrowlm.errors import ConfigError, UserError
+from sparrowlm.errors import UserError
 from sparrowlm.infer.answers import Answer, Dialect, write
 from sparrowlm.infer.engine import Engine
 from sparrowlm.infer.judging import Case, Judge
+from sparrowlm.infer.placing import chosen_places, rank_share, scattered
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.infer.tools import Toolbox
 from sparrowlm.model.transformer import Transformer
@@ -82,7 +84,7 @@ class RolloutStream:
         reference: Transformer | None = None,
         score: Score | None = None,
     ) -> None:
-        check(recipe)
+        check_rollout(recipe)
         self.recipe, self.dataset, self.runtime = recipe, dataset, runtime
         self.settings, self.seq_len = recipe.rollout, recipe.train.seq_len
         self.model, self.objective, self.reference = model, objective, reference
@@ -162,7 +164,10 @@ class RolloutStream:
         chosen = [prompts[index * len(prompts) // count] for index in range(count)]
         written = self._write(chosen, 1, seed=0, temperature=0.0)
         total = written.rewards @ self.weights
-        means = {f"val_reward/{name}": one for name, one in zip(self.names, written.rewards.T)}
+        means = {
+            f"val_reward/{name}": one
+            for name, one in zip(self.names, written.rewards.T, strict=True)
+        }
         found = {"val_reward": total, **(means if len(self.names) > 1 else {})}
         found["val_length"] = written.mask.sum(1).double()
         found["val_truncated"] = written.facts[:, 0]
@@ -332,7 +337,8 @@ class RolloutStream:
         """Columns (B, T) of log-probabilities and values: every rank looks at the rows that it
         will train on, in the same micro-batches."""
         model, objective = self.model, self.objective
-        assert model is not None and objective is not None, "a rollout has both"
+        if model is None or objective is None:
+            raise TypeError("a rollout needs a model and its objective")
         rows, size = len(batch.tokens), self.recipe.train.micro_batch_size
         first, last = rank_share(rows, self.runtime.rank, self.runtime.world_size)
         found: dict[str, Tensor] = {}
@@ -356,60 +362,3 @@ class RolloutStream:
         if self.runtime.world_size == 1:
             return tensor
         return all_sum(tensor.to(self.runtime.device)).cpu()
-
-
-def rank_share(rows: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The first row of a rank, and the one behind its last."""
-    return rank * rows // world_size, (rank + 1) * rows // world_size
-
-
-def chosen_places(items: Sequence[Item], rows: Sequence[Sequence[int]], seq_len: int) -> Tensor:
-    """(N, C) int64: where in a flattened (B, T) the targets stand that the policy chose, in order
-    for each item; -1 behind the last."""
-    found: list[np.ndarray] = [np.empty(0, np.int64)] * len(items)
-    for row, numbers in enumerate(rows):
-        start = row * seq_len
-        for n in numbers:
-            found[n] = start + np.flatnonzero(items[n].mask[1:])
-            start += len(items[n].ids) - 1
-    places = torch.full((len(items), max(map(len, found), default=0)), -1)
-    for n, own in enumerate(found):
-        places[n, : len(own)] = torch.from_numpy(own)
-    return places
-
-
-def scattered(values: Tensor, places: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """(B, T) with `values` (N, C) at their places, 0 elsewhere."""
-    flat = torch.zeros(int(np.prod(shape)), dtype=dtype)
-    real = places >= 0
-    flat[places[real]] = values[real].to(dtype)
-    return flat.view(*shape)
-
-
-def check(recipe: Recipe) -> None:
-    """
-    Raises:
-        ConfigError: settings of a rollout that are impossible, all in one message.
-    """
-    settings, faults = recipe.rollout, []
-    for name, least in (("prompts", 1), ("group_size", 1), ("steps", 1), ("max_tokens", 1)):
-        if getattr(settings, name) < least:
-            faults.append(
-                f"rollout.{name} is {getattr(settings, name)}, and must be {least} or more"
-            )
-    if recipe.stage == "grpo" and settings.group_size == 1:
-        faults.append("rollout.group_size is 1: a completion alone is never better than its group")
-    if settings.temperature <= 0:
-        faults.append("rollout.temperature is 0: a group of equal completions teaches nothing")
-    if not settings.rewards and not settings.reward_model:
-        faults.append("rollout.rewards is empty: nothing says what is good")
-    if settings.weights and len(settings.weights) != len(settings.rewards):
-        faults.append(
-            f"rollout.weights has {len(settings.weights)} numbers for {len(settings.rewards)} rewards"
-        )
-    if recipe.model.dropout or (recipe.lora.rank and recipe.lora.dropout):
-        faults.append(
-            "model.dropout and lora.dropout must be 0: the policy that is trained is the one that wrote"
-        )
-    if faults:
-        raise ConfigError("; ".join(faults), where="[rollout]")
