@@ -13,7 +13,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from sparrowlm.infer.children import serve
+from sparrowlm.infer.children import Answering, serve
 
 LONGEST = 500  # characters of an expression
 BITS = 2048  # of a whole number
@@ -89,10 +89,10 @@ def _written(value: float) -> str:
     return str(value)
 
 
-def main() -> int:
+def prepare() -> tuple[dict[str, Any], Answering]:
     """{"expression"} becomes {"result"}."""
     limit_memory(MEMORY)
-    return serve({}, lambda request: {"result": calculate(str(request["expression"]))})
+    return {}, lambda request: {"result": calculate(str(request["expression"]))}
 
 
 def limit_memory(size: int) -> None:
@@ -108,4 +108,4 @@ def limit_memory(size: int) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(serve(prepare))

@@ -104,23 +104,25 @@ def _close(pipe: IO[bytes]) -> None:
         pipe.close()
 
 
-def serve(greeting: dict[str, Any], answer: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
-    """Be the child: greet, then answer line after line to the end of the input."""
+Answering = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def serve(prepare: Callable[[], tuple[dict[str, Any], Answering]]) -> int:
+    """Be the child: greet, then answer line after line to the end of the input.
+
+    Args:
+        prepare: gives the greeting and what answers a request.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a user's function prints must not look like an answer
-    requests = sys.stdin.buffer
-    for told in _told(greeting, answer, requests):
-        out.write(json.dumps(told).encode() + b"\n")
-        out.flush()
+    greeting, answer = prepare()
+    _tell(out, greeting)
+    for line in sys.stdin.buffer:
+        _tell(out, answer(json.loads(line)))
     return 0
 
 
-def _told(
-    greeting: dict[str, Any],
-    answer: Callable[[dict[str, Any]], dict[str, Any]],
-    requests: IO[bytes],
-):
-    yield greeting
-    for line in requests:
-        yield answer(json.loads(line))
+def _tell(out: IO[bytes], told: dict[str, Any]) -> None:
+    out.write(json.dumps(told).encode() + b"\n")
+    out.flush()

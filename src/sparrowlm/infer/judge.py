@@ -6,13 +6,13 @@ import sys
 from typing import Any
 
 from sparrowlm.errors import ConfigError
-from sparrowlm.infer.children import serve
+from sparrowlm.infer.children import Answering, serve
 from sparrowlm.objectives.rewards import Reward, judged, load
 
 
-def main() -> int:
-    """Answer for the rewards named in the arguments: {"reward", "completion", "row"} becomes
-    {"value", "fault"}."""
+def prepare() -> tuple[dict[str, Any], Answering]:
+    """Load the rewards named in the arguments: {"reward", "completion", "row"} becomes {"value",
+    "fault"}."""
     rewards: list[Reward] = []
     fault = ""
     for name in sys.argv[1:]:
@@ -26,8 +26,8 @@ def main() -> int:
         value, problem = judged(reward, request["completion"], request["row"])
         return {"value": value, "fault": problem}
 
-    return serve({"fault": fault}, answer)
+    return {"fault": fault}, answer
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(serve(prepare))
