@@ -81,10 +81,10 @@ def reading(folder: Path, task: str, steps: int) -> Recipe:
     """Pretraining on the noisy examples."""
     seq_len = 256 if task == "tool" else 64
     return recipe_from_dict({
-        "model": {"d_model": 128, "n_layers": 4, "n_heads": 4, "max_seq_len": seq_len},
+        "model": {"d_model": 96, "n_layers": 2, "n_heads": 4, "max_seq_len": seq_len},
         "tokenizer": {"kind": "bytes"},
         "data": {"path": [str(folder / "examples.jsonl")], "document_mask": True, "workers": 1},
-        "train": {"length": f"{steps} steps", "batch_tokens": 8192},
+        "train": {"length": f"{steps} steps", "batch_tokens": 4096},
         "optim": {"warmup_steps": 20},
         "eval": {"every": "500 steps", "windows": 64},
         "samples": {"every": ""},

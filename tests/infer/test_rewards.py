@@ -14,7 +14,7 @@ from sparrowlm.infer.judging import Case, Judge
 from sparrowlm.infer.tools import Toolbox
 from sparrowlm.objectives import rewards
 
-HOSTILE = '''
+HOSTILE = """
 import os, time
 print("what a module prints is no answer")
 def raises(completion, row):
@@ -32,7 +32,7 @@ def dies(completion, row):
     os._exit(3)
 def pid(completion, row):
     return os.getpid()
-'''
+"""
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_format_length_and_regex():
 
 @pytest.mark.parametrize("name", ["exact", "length:x", "length:0", "regex:(", "none.py:f"])
 def test_a_reward_that_is_not_there_is_refused_before_anything_runs(name):
-    with pytest.raises(ConfigError, match="rollout.rewards"):
+    with pytest.raises(ConfigError, match=r"rollout\.rewards"):
         Judge([name])
 
 
@@ -119,7 +119,8 @@ def test_judges_import_no_torch(tmp_path):
         ("1e308 * 10", "error: the result is too large"),
         ("(-8) ** 0.5", "error: the result is no real number"),
         ("(" * 200 + ")" * 200, "error"), ("-" * 400 + "1", "1"), ("1" * 501, "error"),
-        ("__import__('os').system('id')", "error: only"), ("x", "error: only"), ("'a' * 9", "error"),
+        ("__import__('os').system('id')", "error: only"), ("x", "error: only"),
+        ("'a' * 9", "error"),
         ("[1] * 9", "error: only"), ("True + 1", "error: only"), ("1 if 1 else 2", "error: only"),
         ("(lambda: 1)()", "error: only"), ("1 << 9", "error: only"), ("1\x00", "error"),
         ("1; 2", "error: this"), ("9" * 499, "9"),
@@ -139,7 +140,9 @@ def test_tool_calls_are_answered_whatever_they_hold():
     with Toolbox(["calculator"]) as tools:
         assert tools.answer("no call") is None
         assert tools.answer(call('{"expression": "6*7"}')) == "42"
-        assert tools.answer(call('{"expression": 6}')) == 'error: calculator needs {"expression": "…"}'
+        assert (
+            tools.answer(call('{"expression": 6}')) == 'error: calculator needs {"expression": "…"}'
+        )
         assert tools.answer(call("[]")).startswith("error")
         assert tools.answer("<tool_call>6*7</tool_call>") == "error: the call is no JSON"
         assert tools.answer('<tool_call>{"name": "shell"}</tool_call>').startswith("error: no such")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -218,7 +217,7 @@ def test_a_run_is_measured_by_its_held_out_reward(folder):
     assert {"zero_variance", "truncated", "reward"} <= told[0].keys()
     assert {"entropy", "length", "ratio"} <= told[1].keys()
     assert sum("earns" in message for message in display.events) == 3
-    State(**{"step": 3})  # an older state.json has no reward
+    State(step=3)  # an older state.json has no reward
 
 
 def test_a_failing_reward_is_named_and_stops_the_run_with_all_saved(folder):
@@ -315,7 +314,8 @@ class Scripted(Engine):
 
 
 def called(expression: str) -> str:
-    return f'<tool_call>{{"name": "calculator", "arguments": {{"expression": "{expression}"}}}}</tool_call>'
+    wanted = json.dumps({"name": "calculator", "arguments": {"expression": expression}})
+    return f"<tool_call>{wanted}</tool_call>"
 
 
 def test_tool_results_are_read_and_not_learned():
@@ -357,5 +357,3 @@ def test_a_chats_tool_turn_is_the_templates(tmp_path):
     assert dialect.result("<|im_end|>").count(end) == 1  # what a tool says stays text
     assert end in dialect.ends
     del tmp_path
-
-
