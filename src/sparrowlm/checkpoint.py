@@ -50,6 +50,7 @@ class State:
     loss_scale_age: int = 0  # Steps since the scale last changed
     best_step: int = 0  # 0: never measured
     best_val_loss: float | None = None
+    best_val_reward: float | None = None  # Of stages that are rewarded, instead of the loss
     threads: int = 0  # Results are bit-equal for the same number
     world_size: int = 1
     data_fingerprint: str = ""
@@ -135,6 +136,8 @@ class RunFolder:
         files.write_json(self.checkpoints / "last.json", {"step": state.step})
         if state.best_step:
             best = {"step": state.best_step, "val_loss": state.best_val_loss}
+            if state.best_val_reward is not None:
+                best["val_reward"] = state.best_val_reward
             files.write_json(self.checkpoints / "best.json", best)
 
     def newest(self) -> int:

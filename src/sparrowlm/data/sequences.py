@@ -23,6 +23,7 @@ import numpy as np
 
 from sparrowlm.batch import Batch
 from sparrowlm.data.packing import Bundle, Item, best_fit, packed_batch
+from sparrowlm.data.prompts import PromptDataset
 from sparrowlm.data.shards import Dataset
 from sparrowlm.data.streams import permute, rank_rows
 from sparrowlm.errors import DataError
@@ -99,7 +100,7 @@ class SequenceDataset:
     """kto: what `data/mismatch.py` makes of "train" and of "val"."""
 
 
-AnyDataset = Dataset | SequenceDataset
+AnyDataset = Dataset | SequenceDataset | PromptDataset
 
 
 class PackedStream:

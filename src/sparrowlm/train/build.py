@@ -59,6 +59,8 @@ def resolve_recipe(recipe: Recipe, vocab_size: int, runtime: Runtime) -> Recipe:
     if train.compile == "auto":
         # Groups of tokens change size at every step, and only one kernel for all hides that.
         steady = not model.n_experts or runtime.precision == "bfloat16"
+        # A rollout is looked at before it is trained on, and both must compute the same.
+        steady = steady and recipe.stage not in ("grpo", "ppo")
         train = replace(train, compile="on" if compile_pays(runtime) and steady else "off")
     held_out = replace(recipe.eval, micro_batch_size=recipe.eval.micro_batch_size or micro)
     return replace(recipe, train=train, eval=held_out)
@@ -135,7 +137,7 @@ def build(
         restore(optimizers, checkpoint)
         objective.load_state_dict(checkpoint.under("objective/"))
         state = checkpoint.state
-    stream = stage.stream(scene)
+    stream = stage.stream(replace(scene, objective=objective))
     if checkpoint is not None and isinstance(stream, Stateful):
         stream.load_state_tensors(checkpoint.under("stream/"))
     span = length_of(recipe)

@@ -9,6 +9,7 @@ from sparrowlm.config import Recipe
 from sparrowlm.data.mixture import Mixture
 from sparrowlm.data.sequences import AnyDataset, SequenceDataset
 from sparrowlm.evaluate.likelihood import Sums, evaluate
+from sparrowlm.infer.rollouts import RolloutStream
 from sparrowlm.runtime import Runtime
 from sparrowlm.train.build import Parts
 from sparrowlm.train.stages import STAGES
@@ -32,6 +33,9 @@ def measure(parts: Parts, recipe: Recipe, dataset: AnyDataset, runtime: Runtime)
     Returns:
         Values by their names in the log; empty where nothing is held out.
     """
+
+    if isinstance(parts.trainer.stream, RolloutStream):
+        return parts.trainer.stream.measure()
 
     def sums(own: AnyDataset, stage: str = recipe.stage) -> Sums:
         batches = STAGES[stage].held_out(replace(parts.scene, recipe=recipe, dataset=own))

@@ -13,11 +13,13 @@ from sparrowlm.config import ModelConfig, Recipe, TokenizerConfig
 from sparrowlm.data.chats import is_sequences, open_sequences, prepare_sequences
 from sparrowlm.data.mixture import Mixture, join, named_mix, prepare_mix
 from sparrowlm.data.prepare import prepare_cached
+from sparrowlm.data.prompts import PromptDataset, open_prompts
 from sparrowlm.data.sequences import AnyDataset, SequenceDataset
 from sparrowlm.data.shards import FACTS, Dataset, is_dataset, open_dataset
 from sparrowlm.data.sources import Source, as_sources
 from sparrowlm.data.survey import kind_of
 from sparrowlm.errors import ConfigError
+from sparrowlm.infer.tools import SCHEMAS
 from sparrowlm.runtime import Runtime, cache_folder
 from sparrowlm.text.tokenizer import load_tokenizer, make_tokenizer
 from sparrowlm.train.distributed import barrier
@@ -31,6 +33,8 @@ def dataset_of(
 ) -> AnyDataset:
     """Open what `data.path` or `data.mix` names; text is prepared into the cache first, by rank
     0."""
+    if recipe.stage in ("grpo", "ppo"):
+        return prompts_of(recipe)
     if trains_on_sequences(recipe):
         return _sequences(recipe, runtime, progress, folder)
     if folder is None and recipe.data.mix:
@@ -111,6 +115,38 @@ def _first_path(recipe: Recipe) -> Path:
             "is empty", where="data.path", fix="name files, folders or a prepared dataset"
         )
     return Path(recipe.data.path[0])
+
+
+def prompts_of(recipe: Recipe) -> PromptDataset:
+    """The prompts that `data.path` names; every rank reads them.
+
+    Raises:
+        ConfigError: no vocabulary that a policy could have, or no room for an answer.
+    """
+    if recipe.tokenizer.kind in ("bpe", "chars"):
+        raise ConfigError(
+            f"a vocabulary of kind {recipe.tokenizer.kind} would be learned from the prompts",
+            where="tokenizer.kind",
+            why="the policy has one already",
+            fix="set init.from to its run, which brings its vocabulary",
+        )
+    seq_len = recipe.train.seq_len or recipe.model.max_seq_len
+    longest = seq_len + 1 - recipe.rollout.max_tokens
+    if longest < 1:
+        raise ConfigError(
+            f"is {recipe.rollout.max_tokens}, and a row holds {seq_len} with the prompt",
+            where="rollout.max_tokens",
+            fix="lower it, or raise train.seq_len",
+        )
+    return open_prompts(
+        recipe.data.path,
+        make_tokenizer(recipe.tokenizer, lambda: ()),
+        recipe.rollout,
+        val_fraction=recipe.data.val_fraction,
+        longest=longest,
+        tools=[SCHEMAS[name] for name in recipe.rollout.tools if name in SCHEMAS],
+        skip_bad=recipe.data.skip_bad,
+    )
 
 
 def _mixture(recipe: Recipe, runtime: Runtime, progress: Progress | None) -> Mixture:

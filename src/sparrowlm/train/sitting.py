@@ -18,6 +18,8 @@ from sparrowlm.config.units import parse_span
 from sparrowlm.data.mixed import MixedStream
 from sparrowlm.data.mixture import Mixture
 from sparrowlm.data.sequences import AnyDataset
+from sparrowlm.errors import UserError
+from sparrowlm.infer.rollouts import RolloutStream
 from sparrowlm.model.lora import trained_tensors
 from sparrowlm.runtime import Runtime, derived_seed, peak_memory_bytes
 from sparrowlm.train.build import Parts
@@ -117,6 +119,29 @@ class Sitting:
         Returns:
             True at the end, False where it was asked to stop; both ways everything is saved.
         """
+        try:
+            self._begin()
+            return self._steps()
+        except UserError:
+            # Raised between two updates: what is done so far is not lost.
+            state = self.trainer.state
+            if state.step and state.step not in self.run_folder.steps():
+                self._save()
+            raise
+        finally:
+            if isinstance(self.trainer.stream, RolloutStream):
+                self.trainer.stream.close()
+
+    def _begin(self) -> None:
+        """What a stream has to say before the first step."""
+        stream, state = self.trainer.stream, self.trainer.state
+        if isinstance(stream, RolloutStream) and state.step != self.trainer.schedule.total:
+            stream.batch(state.step, self.runtime.rank, self.runtime.world_size)
+            for message in stream.events():
+                self.event(message)
+
+    def _steps(self) -> bool:
+        """The steps of `run`."""
         before = (self.trainer.state.step, self.trainer.state.seconds)
         for row in self.trainer.run():
             after = (row.step, row.seconds)
@@ -146,7 +171,7 @@ class Sitting:
         self.display.step(values)
 
     def _values(self, row: Row) -> dict[str, Any]:
-        tokens_per_second = self.recipe.train.batch_tokens / row.step_seconds
+        tokens_per_second = row.step_tokens / row.step_seconds
         flops = tokens_per_second * self.flops_per_token / self.runtime.world_size
         means = {name: mean(*pair) for name, pair in row.metrics.items()}
         return {
@@ -190,13 +215,19 @@ class Sitting:
             Whether it is the best so far.
         """
         found = measure(self.parts, self.recipe, self.dataset, self.runtime)
-        if "val_loss" not in found:
+        if not found:
             return False
-        loss = found["val_loss"]
         state = self.trainer.state
-        improved = loss is not None and loss < (state.best_val_loss or math.inf)
+        loss, reward = found.get("val_loss"), found.get("val_reward")
+        if "val_reward" in found:
+            before = -math.inf if state.best_val_reward is None else state.best_val_reward
+            improved = reward is not None and reward > before
+            better = replace(state, best_val_reward=reward, best_step=row.step)
+        else:
+            improved = loss is not None and loss < (state.best_val_loss or math.inf)
+            better = replace(state, best_val_loss=loss, best_step=row.step)
         if improved:
-            self.trainer.state = replace(state, best_val_loss=loss, best_step=row.step)
+            self.trainer.state = better
         self._tell_measured("eval", found, row)
         return improved
 
@@ -214,6 +245,7 @@ class Sitting:
         values = {
             "kind": kind,
             "step": row.step,
+            "val_loss": None,
             "val_bits_per_byte": None,
             **found,
             "tokens": row.tokens,

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 
 from sparrowlm.batch import Batch, Objective
+from sparrowlm.checkpoint import find_run
 from sparrowlm.config import Recipe
 from sparrowlm.data.mixed import MixedStream
 from sparrowlm.data.mixture import Mixture
+from sparrowlm.data.prompts import PromptDataset
 from sparrowlm.data.replay import ReplayStream
 from sparrowlm.data.sequences import AnyDataset, PackedStream, SequenceDataset, packed_windows
 from sparrowlm.data.shards import Dataset
 from sparrowlm.data.streams import TokenStream, windows
-from sparrowlm.errors import DataError
+from sparrowlm.errors import DataError, RunError
+from sparrowlm.infer.rollouts import RolloutStream, Score
+from sparrowlm.infer.scoring import scores_of
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.objectives.distill import Distill
 from sparrowlm.objectives.next_token import NextToken
+from sparrowlm.objectives.policy import Policy
 from sparrowlm.objectives.preference import Preference
 from sparrowlm.objectives.reward import Reward
 from sparrowlm.runtime import Runtime, derived_seed
@@ -40,6 +47,8 @@ class Scene:
     reference: Transformer | None = None
     """Frozen: what a policy is held to, or a student's teacher; None where the stage has none, and
     for dpo, whose reference has said all it has to say in a column of the data."""
+    objective: Objective | None = None
+    """What is minimized, on the model's device, where a stream asks it for more than a loss."""
 
 
 class RowStream(Stream, Protocol):
@@ -207,6 +216,47 @@ def byte_lengths(dataset: AnyDataset) -> torch.Tensor | None:
     return torch.from_numpy(dataset.tokenizer.byte_lengths()).long()
 
 
+def rollout_stream(scene: Scene) -> RolloutStream:
+    """Completions of prompts, judged."""
+    recipe, dataset = scene.recipe, scene.dataset
+    if not isinstance(dataset, PromptDataset):
+        raise TypeError(f"stage {recipe.stage} was given {type(dataset).__name__}")
+    objective = scene.objective if isinstance(scene.objective, Policy) else None
+    score = scorer(scene) if recipe.rollout.reward_model and scene.model is not None else None
+    return RolloutStream(
+        recipe, dataset, scene.runtime, scene.model, objective, scene.reference, score
+    )
+
+
+def scorer(scene: Scene) -> Score:
+    """What the run `rollout.reward_model` says of sequences of ids."""
+    # Above the stages, which it builds models for.
+    from sparrowlm.train.reference import load_frozen
+
+    recipe, runtime = scene.recipe, scene.runtime
+    name = recipe.rollout.reward_model
+    model = load_frozen(name, "rollout.reward_model", scene.dataset, runtime)
+    run, step = find_run(Path(name))
+    if run.recipe().stage != "reward":
+        raise RunError("is no reward model", where=name, fix='train one with stage = "reward"')
+    judge = Reward(model.config.d_model)
+    judge.load_state_dict(run.load(step).under("objective/"))
+    judge.to(runtime.device, runtime.weight_dtype)
+    return partial(scores_of, judge, model, runtime, recipe.eval.micro_batch_size)
+
+
+def policy(scene: Scene) -> Objective:
+    """A policy gradient on what was written."""
+    recipe = scene.recipe
+    kind = "ppo" if recipe.stage == "ppo" else recipe.policy.loss
+    return Policy(kind, recipe.policy, recipe.rollout.max_tokens, recipe.model.d_model)
+
+
+def no_batches(scene: Scene) -> Iterator[Batch]:
+    """Nothing: what is held out is answered (`RolloutStream.measure`), not read."""
+    return iter(())
+
+
 def text_of(scene: Scene) -> Dataset:
     """The dataset of a stage that trains on plain tokens."""
     if not isinstance(scene.dataset, Dataset):
@@ -227,4 +277,6 @@ STAGES: dict[str, Stage] = {
     "dpo": Stage(preference_stream, held_out_preferences, preference),
     "reward": Stage(packed_stream, held_out_sequences, reward),
     "distill": Stage(distill_stream, held_out_distill, distill),
+    "grpo": Stage(rollout_stream, no_batches, policy),
+    "ppo": Stage(rollout_stream, no_batches, policy),
 }

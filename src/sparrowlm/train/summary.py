@@ -28,7 +28,9 @@ def summarize(run: RunFolder, parts: Parts, dataset: AnyDataset) -> dict[str, An
     steps = [row for row in rows if row["kind"] == "train"]
     evals = [row for row in rows if row["kind"] == "eval"]
     whole = [row for row in rows if row["kind"] == "eval_whole"]
-    best = min(whole or evals, key=lambda row: row["val_loss"], default={})
+    measured = [row for row in whole or evals if row["val_loss"] is not None]
+    best = min(measured, key=lambda row: row["val_loss"], default={})
+    rewards = [row["val_reward"] for row in evals if row.get("val_reward") is not None]
     state = parts.trainer.state
     tail = [row["loss"] for row in steps[-max(1, min(100, len(steps) // 10)) :] if row["loss"]]
     speeds = sorted(row["tokens_per_second"] for row in steps)
@@ -40,6 +42,7 @@ def summarize(run: RunFolder, parts: Parts, dataset: AnyDataset) -> dict[str, An
         "train_loss": sum(tail) / len(tail) if tail else None,
         "val_loss": best.get("val_loss"),
         "val_bits_per_byte": best.get("val_bits_per_byte"),
+        **({"val_reward": max(rewards)} if rewards else {}),
         **yardsticks(dataset),
         **({"sources": by_source(dataset, steps, best)} if isinstance(dataset, Mixture) else {}),
         "wall_seconds": round(state.seconds, 3),

@@ -45,6 +45,19 @@ class Stateful(Protocol):
         ...
 
 
+@runtime_checkable
+class Telling(Protocol):
+    """A stream that has something to say of what it gives; what was said is not repeated."""
+
+    def metrics(self) -> dict[str, tuple[float, float]]:
+        """For the log: (sum, count) over all ranks."""
+        ...
+
+    def events(self) -> list[str]:
+        """For a person."""
+        ...
+
+
 class Step(nn.Module):
     """Model and objective as one module with one call, for DDP and torch.compile to wrap."""
 
@@ -69,6 +82,7 @@ class Row:
     tokens: int  # Gone through so far
     seconds: float  # Since the run began, the same on all ranks
     step_seconds: float
+    step_tokens: int  # Gone through in this step, over all ranks
     stopping: bool = False  # A rank was asked to stop: save, and leave the loop
     events: tuple[str, ...] = ()  # What a person should hear of
 
@@ -133,6 +147,9 @@ class Trainer:
             scale = self.schedule.scale(self.state.step)
             self.optimizers.set_scale(scale)
             metrics, tokens, grad_norm = self._fitting_step()
+            if isinstance(self.stream, Telling):
+                metrics |= self.stream.metrics()
+                self.events += self.stream.events()
             self._account(tokens, grad_norm)
             self._decide_length()
             yield Row(
@@ -143,6 +160,7 @@ class Trainer:
                 tokens=self.state.tokens,
                 seconds=self.state.seconds,
                 step_seconds=time.perf_counter() - began,
+                step_tokens=tokens,
                 stopping=self.stopping,
                 events=self._told(),
             )
