@@ -91,7 +91,7 @@ def test_rows_do_not_depend_on_the_batch_around_them(slots: int) -> None:
     engine.eot_id = None
     pieces = list(engine.stream(requests))
     for row, request in enumerate(requests):
-        prompt, sampling, sample = request
+        prompt, sampling, sample, _ = request
         expected = write_without_cache(model, list(prompt), sampling, 257, sample)
         assert _ids(pieces, row) == expected
         assert [piece.end for piece in pieces if piece.row == row][-1] == "max_tokens"

@@ -70,9 +70,15 @@ def test_planned_memory_against_measured_peaks_and_their_extrapolation() -> None
         ).total
         for depth in DEPTHS
     ]  # fmt: skip
-    # The last gradients come when most activations are gone, so a plan that adds all is above.
+    # The last gradients come when most activations are gone, so a plan that adds all is above. By
+    # how much depends on what the libraries held before, which differs between processors (0.70 to
+    # 0.80 seen at two layers); what a layer adds does not.
     for peak, plan in zip(peaks, planned, strict=True):
-        assert 0.75 * plan < peak < 1.05 * plan
+        assert 0.65 * plan < peak < 1.05 * plan
+    for shallow, deep in ((0, 1), (1, 2)):
+        layers = DEPTHS[deep] - DEPTHS[shallow]
+        seen = (peaks[deep] - peaks[shallow]) / layers
+        assert 0.85 < seen / ((planned[deep] - planned[shallow]) / layers) < 1.05
     by_depth = (peaks[1] - peaks[0]) / (DEPTHS[1] - DEPTHS[0])
     extrapolated = peaks[1] + by_depth * (DEPTHS[2] - DEPTHS[1])
     assert peaks[2] == pytest.approx(extrapolated, rel=0.1)
