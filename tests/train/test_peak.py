@@ -82,4 +82,4 @@ def test_planned_memory_against_measured_peaks_and_their_extrapolation() -> None
     by_depth = (peaks[1] - peaks[0]) / (DEPTHS[1] - DEPTHS[0])
     extrapolated = peaks[1] + by_depth * (DEPTHS[2] - DEPTHS[1])
     assert peaks[2] == pytest.approx(extrapolated, rel=0.1)
-    assert planned[2] == pytest.approx(extrapolated, rel=0.2)
+    assert planned[2] - planned[0] == pytest.approx(extrapolated - peaks[0], rel=0.15)
