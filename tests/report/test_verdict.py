@@ -8,7 +8,7 @@ import pytest
 
 from sparrowlm.report.read import Run
 from sparrowlm.report.sections import SAMPLE_STEPS, chosen
-from sparrowlm.report.verdict import comparison, headline, yardsticks
+from sparrowlm.report.verdict import comparison, headline, in_short, yardsticks
 
 
 def run_of(bits: float | None, log: list[tuple[float, float]] = (), **yards: float) -> Run:  # type: ignore[assignment]
@@ -72,3 +72,19 @@ def test_samples_shown_keep_the_first_and_the_last(count: int) -> None:
     assert len(steps) == min(count, SAMPLE_STEPS) == len(set(steps))
     assert steps[0] == 1
     assert steps[-1] == count
+
+
+def test_a_judged_run_is_told_by_its_rewards_beside_where_it_began() -> None:
+    evals = [{"step": 0, "val_reward": 0.25}, {"step": 40, "val_reward": 0.75}]
+    run = Run(Path("x"), summary={"steps": 40, "val_reward": 0.75}, evals=evals)
+    told = in_short(run)
+    assert (
+        told
+        == "After 40 steps answers to held-out prompts earn 0.750 (0.250 before the first step)."
+    )
+
+
+def test_a_run_of_pairs_has_no_nats_and_no_bits() -> None:
+    evals = [{"step": 0, "val_loss": 0.693, "val_accuracy": 0.5}, {"step": 9, "val_loss": 0.5}]
+    told = in_short(Run(Path("x"), summary={"steps": 9, "val_loss": 0.5}, evals=evals))
+    assert told == "After 9 steps the held-out loss is 0.500 (0.693 before the first step)."

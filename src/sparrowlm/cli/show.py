@@ -25,6 +25,7 @@ from sparrowlm.report.words import printable
 
 Row = dict[str, Any]
 SAMPLE_LINES = 12  # of one sample on the screen; samples.jsonl has it whole
+TOLD = ("reward", "accuracy", "margin")  # of stages that judge answers
 REFRESH = 4  # times a second; a refresh costs about a millisecond
 
 
@@ -85,9 +86,14 @@ class Display:
         """Print what the held-out split says, and the best where that was earlier."""
         whole = row.get("kind") == "eval_whole"
         name = "held out, all of it" if whole else "held out"
-        line = Text.assemble(*self._place(row), (name, "bold"), f"  loss {_loss(row, 'val_')}")
+        line = Text.assemble(*self._place(row), (name, "bold"))
+        if row.get("val_loss") is not None or "val_reward" not in row:
+            line.append(f"  loss {_loss(row, 'val_')}")
         if (bits := number(row.get("val_bits_per_byte"))) is not None:
             line.append("  ").append(f"{bits:.3f} bits/byte", "bold")
+        for name in TOLD:
+            if (value := number(row.get(f"val_{name}"))) is not None:
+                line.append(f"  {name} {value:.3f}", "bold")
         for key, value in row.items():  # of each source of a mixture
             if key.startswith("val_loss/") and (loss := number(value)) is not None:
                 line.append(f"  {key.removeprefix('val_loss/')} {loss:.3f}")
@@ -187,7 +193,8 @@ class Display:
         return line
 
     def _fields(self) -> list[str]:
-        """Loss, bits per byte, speed, learning rate, utilization, memory, what is held out."""
+        """Loss, what answers earn, bits per byte, speed, learning rate, utilization, memory, what
+        is held out."""
         row = self.row
         fields = [f"loss {_loss(row)}"]
         for key, shown in (
@@ -197,13 +204,15 @@ class Display:
         ):
             if (value := number(row.get(key))) is not None:
                 fields.append(shown.format(value))
+        told = [f"{name} {row[name]:.3f}" for name in TOLD if number(row.get(name)) is not None]
+        fields[1:1] = told
         if (speed := number(row.get("tokens_per_second"))) is not None:
             fields.insert(-1 if len(fields) > 2 else len(fields), f"{show_count(speed)} tok/s")
         if memory := number(row.get("memory_bytes")):
             fields.append(show_bytes(memory))
         if skipped := number(row.get("skipped")):
             fields.append(f"{skipped:.0f} skipped")
-        if self.is_live and self.evals:
+        if self.is_live and self.evals and number(self.evals[-1].get("val_loss")) is not None:
             fields.append(f"held out {_loss(self.evals[-1], 'val_')}")
         return fields
 

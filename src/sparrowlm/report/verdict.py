@@ -55,13 +55,17 @@ def headline(run: Run) -> str:
     parts = [show_duration(spent)] if spent is not None else []
     parts += [f"{steps:,.0f} step{'s' * (steps != 1)}"] if steps is not None else []
     when = f"After {' and '.join(parts)}" if parts else "So far"
+    if (reward := run.figure("val_reward")) is not None:
+        return f"{when} answers to held-out prompts earn {reward:.3f}{_before(run, 'val_reward')}."
     bits, loss = run.figure("val_bits_per_byte"), run.figure("val_loss")
     early = bool(run.best) and run.best is not run.evals[-1]
     best = f", at step {run.best.get('step')}, its best" if early else ""
     if bits is not None:
         return f"{when} the model needs {bits:.3f} bits per byte of text it has not seen{best}."
     if loss is not None:
-        return f"{when} the held-out loss is {loss:.3f} nats per token{best}."
+        unit = "" if _judges(run) else " nats per token"
+        before = _before(run, "val_loss")
+        return f"{when} the held-out loss is {loss:.3f}{unit}{before}{best}."
     loss = run.figure("train_loss")
     if loss is None:
         return f"{when}, nothing has been measured."
@@ -71,7 +75,7 @@ def headline(run: Run) -> str:
 def comparison(run: Run) -> str:
     """Whether that beats the yardsticks, plainly; empty where there are none."""
     if run.figure("val_bits_per_byte") is None:
-        if run.figure("val_loss") is None:
+        if run.figure("val_loss") is None or _judges(run):
             return ""
         return "Bits per byte are unknown, for the data brings no tokenizer."
     found = yardsticks(run)
@@ -101,6 +105,18 @@ def pace(run: Run) -> str:
     if (share := run.figure("mfu")) is not None:
         parts.append(f"{share:.0%} of the ceiling")
     return ", ".join(parts)
+
+
+def _judges(run: Run) -> bool:
+    """Whether the loss is of answers that are compared or judged, not of tokens."""
+    return any("val_accuracy" in row or "val_reward" in row for row in run.evals)
+
+
+def _before(run: Run, name: str) -> str:
+    """What the log says of the weights that a run started from; empty where it does not."""
+    first = run.evals[0] if run.evals else {}
+    value = number(first.get(name)) if first.get("step") == 0 else None
+    return "" if value is None else f" ({value:.3f} before the first step)"
 
 
 def _said(entry: Yardstick) -> str:

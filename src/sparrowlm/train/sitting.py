@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from sparrowlm.checkpoint import Checkpoint, RunFolder
+from sparrowlm.checkpoint import Checkpoint, RunFolder, State
 from sparrowlm.config import Recipe
 from sparrowlm.config.units import parse_span
 from sparrowlm.data.mixed import MixedStream
@@ -133,8 +133,13 @@ class Sitting:
                 self.trainer.stream.close()
 
     def _begin(self) -> None:
-        """What a stream has to say before the first step."""
+        """What is measured before the first step, and what a stream has to say."""
         stream, state = self.trainer.stream, self.trainer.state
+        # What a run starts from: an improvement is one only beside it.
+        later = self.recipe.init.from_ and self.recipe.stage != "pretrain"
+        found = later and not state.step and self._found()
+        if found:
+            self._tell_measured("eval", found, state)
         if isinstance(stream, RolloutStream) and state.step != self.trainer.schedule.total:
             stream.batch(state.step, self.runtime.rank, self.runtime.world_size)
             for message in stream.events():
@@ -214,7 +219,7 @@ class Sitting:
         Returns:
             Whether it is the best so far.
         """
-        found = measure(self.parts, self.recipe, self.dataset, self.runtime)
+        found = self._found()
         if not found:
             return False
         state = self.trainer.state
@@ -231,6 +236,10 @@ class Sitting:
         self._tell_measured("eval", found, row)
         return improved
 
+    def _found(self) -> Means:
+        """What the held-out split says now."""
+        return measure(self.parts, self.recipe, self.dataset, self.runtime)
+
     def _measure_whole(self, row: Row) -> None:
         """Measure all of the held-out split, not windows of it: what the summary then says."""
         recipe = replace(self.recipe, eval=replace(self.recipe.eval, windows=0))
@@ -238,8 +247,8 @@ class Sitting:
         if "val_loss" in found:
             self._tell_measured("eval_whole", found, row)
 
-    def _tell_measured(self, kind: str, found: Means, row: Row) -> None:
-        """One line of metrics.jsonl, and the display's."""
+    def _tell_measured(self, kind: str, found: Means, row: Row | State) -> None:
+        """One line of metrics.jsonl, and the display's, of where `row` stands."""
         if not self.runtime.is_main:
             return
         values = {

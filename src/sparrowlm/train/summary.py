@@ -28,7 +28,7 @@ def summarize(run: RunFolder, parts: Parts, dataset: AnyDataset) -> dict[str, An
     steps = [row for row in rows if row["kind"] == "train"]
     evals = [row for row in rows if row["kind"] == "eval"]
     whole = [row for row in rows if row["kind"] == "eval_whole"]
-    measured = [row for row in whole or evals if row["val_loss"] is not None]
+    measured = [row for row in whole or evals if row["step"] and row["val_loss"] is not None]
     best = min(measured, key=lambda row: row["val_loss"], default={})
     rewards = [row["val_reward"] for row in evals if row.get("val_reward") is not None]
     state = parts.trainer.state
