@@ -98,6 +98,11 @@ def run(recipe: Recipe, out: Path, **options: Any) -> list[dict[str, Any]]:
     return [row for row in RunFolder(out).rows("metrics.jsonl") if row["kind"] != "event"]
 
 
+def first_of(rows, kind):
+    """The first row of a kind: before it may come events and what a run starts from."""
+    return next(row for row in rows if row["kind"] == kind)
+
+
 @pytest.mark.parametrize(
     ("name", "data", "loss"),
     [
@@ -112,7 +117,9 @@ def test_recipes_of_preferences_train_when_shrunk(files, tmp_path, name, data, l
     rows = run(shrunk(name, files, data, loss=loss), tmp_path / "run")
     first = {"sigmoid": math.log(2), "kto": 0.5}.get(loss)
     if first is not None:
-        assert rows[0]["loss"] == pytest.approx(first, abs=1e-3)
+        assert first_of(rows, "train")["loss"] == pytest.approx(first, abs=1e-3)
+        assert first_of(rows, "eval")["step"] == 0
+        assert first_of(rows, "eval")["val_loss"] == pytest.approx(first, abs=1e-3)
     measured = [row for row in rows if row["kind"] == "eval"]
     assert all(0 <= row["val_accuracy"] <= 1 for row in measured)
     assert all(("val_margin" in row) == (data == "pairs") for row in measured)
@@ -138,8 +145,9 @@ def test_adapters_learn_preferences_beside_the_reference_that_they_start_from(
 ) -> None:
     recipe = shrunk("dpo", files, "pairs")
     rows = run(replace(recipe, lora=LoraConfig(rank=2)), tmp_path / "run")
-    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
-    assert rows[-1]["val_loss"] != rows[0]["loss"]
+    before = first_of(rows, "train")["loss"]
+    assert before == pytest.approx(math.log(2), abs=1e-4)
+    assert rows[-1]["val_loss"] != before
     held = RunFolder(tmp_path / "run").load(6).model
     assert held
     assert all("lora" in name for name in held)
