@@ -171,7 +171,8 @@ class Session:
             if len(self._slots[place].ids) == self._cache.max_len:
                 one = self._active[place]
                 one.start = len(one.ids) - max(self._cache.max_len // 2, 1)
-                self._keep(place, 0)
+                self._slots[place].ids = []
+                self._cache.cut(place)
                 self._ready -= 1
                 self._swap(place, self._ready)
 
@@ -212,14 +213,9 @@ class Session:
         if target != source and shared[source]:
             self._cache.copy(source, target, shared[source])
         self._slots[target].ids = prompt[: shared[source]]
-        self._keep(target, shared[source])
+        self._cache.cut(target, shared[source])
         self._active.append(new)
         self._swap_slots(target, first)
-
-    def _keep(self, slot: int, length: int) -> None:
-        """Forget what a slot holds from `length` on."""
-        del self._slots[slot].ids[length:]
-        self._cache.lengths[slot] = length
 
     def _leave(self, place: int) -> None:
         """Free a slot; what it holds stays there."""

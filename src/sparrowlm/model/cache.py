@@ -75,9 +75,9 @@ class KVCache:
         part.lengths, part.max_len = self.lengths[start:stop], self.max_len
         return part
 
-    def reset(self, slot: int | slice = slice(None)) -> None:
-        """Forget the sequence of a slot, or of all."""
-        self.lengths[slot] = 0
+    def cut(self, slot: int, length: int = 0) -> None:
+        """Forget the sequence of a slot from `length` on."""
+        self.lengths[slot] = length
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Let one slot hold the first `length` positions of another."""
