@@ -128,6 +128,8 @@ class Talk:
                 if stopped() and not end:
                     end, self.stopped = "stopped", True
                     break
+        if self.mode == "chat":  # the pieces of a story are one text
+            self.page.end_line()
         if told := self._ending(end):
             self.page.note(told)
 
@@ -174,10 +176,9 @@ class View:
                     self.status.start()
 
     def close(self) -> None:
-        """End the answer's last line."""
+        """Nothing more comes."""
         if self.kind == "thinking":
             self._end_thought()
-        self.page.end_line()
 
     def _end_thought(self) -> None:
         if self.status is not None:
@@ -217,13 +218,13 @@ def converse(talk: Talk, words: str | None = None) -> None:
             else:
                 talk.answer(words)
         except EOFError:
-            talk.page.end_line()
-            return
+            goes_on = False
         except SparrowError as fault:
             if not talk.page.has_person:
                 raise
             talk.page.note(f"error: {fault}")
         words = None
+    talk.page.end_line()
 
 
 def ask(talk: Talk) -> str:
