@@ -75,10 +75,11 @@ class Page:
     def _typed(self, question: str) -> str:
         self.at_line_start = False
         if importlib.util.find_spec("readline"):  # Windows' console has a history of its own
-            import readline  # noqa: F401  # from here on `input` edits lines and recalls them
+            import readline  # from here on `input` edits lines and recalls them
 
-            colors = self.console.color_system is not None
-            question = f"{BOLD}{question}{PLAIN}" if colors else question
+            # libedit, which stands in for readline on a Mac, may show the marks.
+            if self.console.color_system and "libedit" not in (readline.__doc__ or ""):
+                question = f"{BOLD}{question}{PLAIN}"
         try:
             answer = input(question)
         except UnicodeDecodeError as fault:
