@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -185,26 +186,17 @@ def test_settings_between_questions(talk: Any) -> None:
 @pytest.mark.parametrize(
     ("think", "person", "shown"),
     [
-        ("fold", True, "(thought for 9 tokens; /think show)\nso\n"),
-        ("show", True, "small?\n\nso\n"),
-        ("show", False, "small?\n\nso\n"),
-        ("fold", False, "so\n"),
+        ("fold", True, r"\(thought for \d+ tokens; /think show\)\nso\n"),
+        ("show", True, r"^small\?\n\nso\n"),
+        ("show", False, r"^small\?\n\nso\n"),
+        ("fold", False, r"^so\n"),
     ],
 )
 def test_thoughts_are_folded_or_shown(talk: Any, think: str, person: bool, shown: str) -> None:
     page = Paper(person=person)
-    made, script = talk(page, "<think>\nsmall?\n</think>\n\nso", think=think)
-    submit = script.submit
-
-    def with_thought(request: Request) -> int:  # its first token is in the prompt
-        row = submit(request)
-        script.ids = script.ids[script.ids.index(10) + 1 :] if 10 in script.ids[:2] else script.ids
-        return row
-
-    script.submit = with_thought
+    made, _ = talk(page, "<think>\nsmall?\n</think>\n\nso", think=think)
     made.answer("?")
-    text = page.text.replace("\x1b[?25l", "").replace("\x1b[?25h", "")
-    assert text.split("\r")[-1].replace("\x1b[2K", "").lstrip("\n").endswith(shown)
+    assert re.search(f"{shown}$", page.text)
     assert made.partner.row()["conversations"][-1]["reasoning_content"] == "small?"
 
 
@@ -233,9 +225,7 @@ def test_one_interrupt_at_the_prompt_does_not_leave(talk: Any) -> None:
     assert page.text.count("(Ctrl-C once more leaves)") == 2
 
 
-def test_a_talk_is_saved_once_and_read_as_data(
-    talk: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_talk_is_saved_once(talk: Any, tmp_path: Path) -> None:
     made, _ = talk(Paper(), "so", "no")
     with pytest.raises(UserError, match="nothing was said"):
         obey(made, "/save", str(tmp_path / "chat"))
@@ -249,8 +239,9 @@ def test_a_talk_is_saved_once_and_read_as_data(
     turns = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "so"}]
     assert json.loads(kept) == {"conversations": turns}
     (tmp_path / "file").touch()
-    with pytest.raises(SparrowError):
-        obey(made, "/save", str(tmp_path / "file" / "chat.jsonl"))
+    for name in (str(tmp_path / "file" / "chat.jsonl"), "/", "~nobody-here/x", "a\0b"):
+        with pytest.raises(UserError, match="cannot be written"):
+            obey(made, "/save", name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chat.jsonl", "file"]
 
 
