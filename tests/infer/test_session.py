@@ -75,8 +75,7 @@ def test_requests_that_come_and_go_are_written_as_each_alone() -> None:
         cut, tail = int(torch.randint(1, 20, (), generator=generator)), [n, 3 * n % 97]
         sampling = Sampling(temperature=n % 3 * 0.5, max_tokens=1 + 7 * n % 40, seed=n)
         requests.append(Request(stem[:cut] + tail[: n % 3], sampling, sample=n))
-    session = _engine(slots=4).session()
-    session._chunk = 5
+    session = _engine(slots=4).session(chunk=5)
     cancelled, found, sent = {4, 11, 12, 26}, [], 0
     while session.busy or sent < len(requests):
         for request in requests[sent : sent + sent % 3 + 1]:
@@ -140,17 +139,15 @@ def test_the_slot_that_was_free_for_longest_is_overwritten() -> None:
 
 def test_a_long_prompt_does_not_hold_up_the_others() -> None:
     engine = _engine(slots=2)
-    counting, session = Counting(engine), engine.session()
-    session._chunk = 4
+    counting, session = Counting(engine), engine.session(chunk=4)
     session.submit(_request([5, 6], 12))
     session.round()
     late = session.submit(_request(list(range(30, 60)), 2))
     counting.read()
-    rounds = 0
-    while session.waiting or late not in {piece.row for piece in session.round()}:
-        assert counting.read() <= 4
-        rounds += 1
-    assert rounds == 29 // 4  # in the eighth it has all of them, and is given a token
+    for _ in range(29 // 4):
+        assert [piece.row for piece in session.round()] == [0]
+        assert counting.read() == 4
+    assert [piece.row for piece in session.round()] == [0, late]
 
 
 def test_a_cancelled_request_frees_its_slot_for_the_next_round() -> None:
