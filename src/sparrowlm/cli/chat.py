@@ -68,11 +68,8 @@ def chat(
         max_tokens=max_tokens,
         stop=stop,
     )
-    if context < 2:
-        raise ConfigError(f"context is {context}, and must be at least 2", where="--context")
-    adapters = named_adapters(adapter)
     talk = open_talk(
-        run, sampling, adapters, mode=mode, think=think, system=system, context=context,
+        run, sampling, named_adapters(adapter), mode=mode, think=think, system=system, context=context,
         device=device, precision=precision,
     )  # fmt: skip
     if talk.page.has_person:
@@ -95,11 +92,14 @@ def open_talk(
     """Load a run to talk with, with the first of its adapters.
 
     Raises:
+        ConfigError: no context.
         RunError: no run there, or an adapter that is none of it.
     """
     from sparrowlm.pipeline import Loaded, load_run
     from sparrowlm.share.adapters import read_adapter
 
+    if context < 2:
+        raise ConfigError(f"context is {context}, and must be at least 2", where="--context")
     known = adapters or {}
     for path in list(known.values())[1:]:
         read_adapter(path)  # a wrong path is told now, not in the middle of a talk

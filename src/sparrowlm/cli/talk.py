@@ -35,11 +35,9 @@ COMMANDS = {
     "/quit": "leave; Ctrl-D does too",
 }
 """What may be typed instead of a question, and what it does."""
-HINTS = (
-    'Text of several lines stands between two lines of """. A line that begins with // is a'
-    " question that begins with /.",
-    "Ctrl-C stops an answer. The arrow keys bring back what was typed.",
-)
+HINTS = """
+Lines between two lines of \"\"\" are one question. One that begins with / is typed with //.
+Ctrl-C stops an answer. The arrow keys bring back what was typed."""
 
 
 @dataclass
@@ -227,7 +225,7 @@ def obey(talk: Talk, command: str, rest: str = "") -> bool:
         case "/help":
             width = max(map(len, COMMANDS))
             lines = [f"{name:<{width}}  {meaning}" for name, meaning in COMMANDS.items()]
-            page.note("\n".join([*lines, *HINTS]))
+            page.note("\n".join([*lines, HINTS]))
         case "/reset":
             talk.partner.reset()
             page.note("(all that was said is forgotten)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
 from sparrowlm.infer.completion import End, Request
@@ -21,7 +21,7 @@ class Spoken(NamedTuple):
 
 def answer(
     session: Session, partner: Partner, sampling: Sampling, sample: int = 0
-) -> Iterator[Spoken]:
+) -> Generator[Spoken]:
     """Answer what was said last; the partner hears it, as far as it came, when this ends or is
     closed. The keys and values of what the session has read before are used again.
 
