@@ -69,8 +69,8 @@ def chat(
         stop=stop,
     )
     talk = open_talk(
-        run, sampling, named_adapters(adapter), mode=mode, think=think, system=system, context=context,
-        device=device, precision=precision,
+        run, sampling, named_adapters(adapter), mode=mode, think=think, system=system,
+        context=context, device=device, precision=precision,
     )  # fmt: skip
     if talk.page.has_person:
         greet(talk, run)

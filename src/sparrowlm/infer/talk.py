@@ -13,8 +13,9 @@ from sparrowlm.text.reply import Fragment
 
 
 class Spoken(NamedTuple):
-    """What one token adds to an answer."""
+    """What one token adds to an answer, or that its prompt is still being read."""
 
+    token: int | None
     parts: list[Fragment]
     end: End
 
@@ -43,12 +44,15 @@ def answer(
     try:
         end: End = ""
         while not end:
-            for piece in session.round():
+            pieces = session.round()
+            if not pieces:  # whoever listens may want to stop
+                yield Spoken(None, [], "")
+            for piece in pieces:
                 tokens.append(piece.token)
                 end = piece.end
                 found = reader.push(piece.token, piece.text) + (reader.finish() if end else [])
                 parts += found
-                yield Spoken(found, end)
+                yield Spoken(piece.token, found, end)
     finally:
         session.cancel(row)
         partner.hear(tokens, parts + reader.finish())
