@@ -129,7 +129,8 @@ def greet(talk: Talk, run: Path) -> None:
 
 
 def named_adapters(given: tuple[str, ...]) -> dict[str, Path]:
-    """{name: path} of `NAME=PATH`, or of a path alone, whose last part is its name then.
+    """{name: path} of `NAME=PATH`, or of a path alone, whose last part is its name then; of the
+    `adapter` in a run the run's.
 
     Raises:
         ConfigError: a name that is given twice, or is taken.
@@ -142,7 +143,8 @@ def named_adapters(given: tuple[str, ...]) -> dict[str, Path]:
         name, _, path = text.partition("=")
         if not path or {"/", "\\"} & set(name):
             path = text
-            name = Path(text).resolve().name
+            whole = Path(text).resolve()
+            name = whole.parent.name if whole.name == "adapter" else whole.name
         if name in found or name in ("", NO_ADAPTER) or " " in name:
             raise ConfigError(
                 f"the name {name!r} is taken or none",

@@ -141,7 +141,7 @@ class View:
 
     def close(self) -> None:
         """Nothing more comes."""
-        if self.kind == "thinking":
+        if self.kind == "thinking" and self.status is not None:
             self._end_thought()
 
     def _end_thought(self) -> None:

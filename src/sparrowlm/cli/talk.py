@@ -138,7 +138,7 @@ class Talk:
         match end, self.mode:
             case "stopped", _:
                 return "(stopped)"
-            case "context", _:
+            case "context", "chat":
                 return f"(the context of {self.context} tokens is full)"
             case "max_tokens", "chat":
                 return f"(cut at {self.sampling.max_tokens} tokens: --max-tokens)"
@@ -171,6 +171,7 @@ def converse(talk: Talk, words: str | None = None) -> None:
             goes_on = False
         except SparrowError as fault:
             if not talk.page.has_person:
+                talk.page.end_line()
                 raise
             talk.page.note(f"error: {fault}")
         words = None
@@ -256,7 +257,7 @@ def retry(talk: Talk) -> None:
     if not talk.partner.again():
         raise UserError("nothing was said that could be answered again")
     if talk.sampling.temperature == 0:
-        talk.page.note("(at temperature 0 the answer stays the same)")
+        talk.page.note("(temperature 0 always gives the likeliest answer)")
     talk.speak()
 
 
