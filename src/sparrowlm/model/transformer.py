@@ -26,9 +26,9 @@ from sparrowlm.config import ModelConfig
 from sparrowlm.errors import UserError
 from sparrowlm.model.attention import cached_attention, causal_attention
 from sparrowlm.model.cache import KVCache, Window
+from sparrowlm.model.head import product_dtype
 from sparrowlm.model.mlp import Mlp
 from sparrowlm.model.moe import Experts, Routing, mean_routing
-from sparrowlm.model.head import product_dtype
 from sparrowlm.model.norm import RMSNorm, make_norm
 from sparrowlm.model.rotary import rotary_angles, rotate
 
