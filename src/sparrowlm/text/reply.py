@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
 from sparrowlm.text.rows import is_text
 from sparrowlm.text.stream import overlap
-from sparrowlm.text.turns import dump
+from sparrowlm.text.turns import Message, dump
 
 if TYPE_CHECKING:
     from sparrowlm.text.tokenizer import Tokenizer
@@ -178,6 +178,30 @@ class ReplyReader:
     def finish(self) -> list[Fragment]:
         """What is held, at the end of the answer."""
         return self._splitter.finish()
+
+
+def message_from(fragments: Iterable[Fragment]) -> Message:
+    """An assistant's message of the parts of an answer. What was marked as a call and is none
+    stays as it was written, in the content.
+
+    >>> message_from([Fragment("thinking", "hm"), Fragment("content", "Yes.")])
+    {'role': 'assistant', 'content': 'Yes.', 'reasoning_content': 'hm'}
+    """
+    said, thought, calls = "", "", []
+    for kind, text in fragments:
+        match kind:
+            case "thinking":
+                thought += text
+            case "content":
+                said += text
+            case "tool_call":
+                if (call := parse_tool_call(text)) is not None:
+                    calls.append({"name": call[0], "arguments": call[1]})
+                else:
+                    said += "\n" * bool(said) + f"{CALL_OPENS}\n{text}\n{CALL_CLOSES}"
+    message: Message = {"role": "assistant", "content": said}
+    message |= {"reasoning_content": thought} if thought else {}
+    return message | ({"tool_calls": calls} if calls else {})
 
 
 def tool_calls(text: str) -> list[str]:
