@@ -53,7 +53,9 @@ def rules_for(
         )
     for origin in origins:
         scheme, mark, rest = origin.partition("://")
-        if origin != "*" and (scheme not in ("http", "https") or not mark or not rest or "/" in rest):
+        if origin != "*" and (
+            scheme not in ("http", "https") or not mark or not rest or "/" in rest
+        ):
             raise ConfigError(
                 f"{origin!r} is no origin",
                 where="--cors",
