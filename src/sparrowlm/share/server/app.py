@@ -49,8 +49,9 @@ def make_app(service: Service, rules: Rules) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
+    pages = page_router()
     app.include_router(router)
-    app.include_router(page_router())
+    app.include_router(pages)
     app.add_exception_handler(ApiFault, _told)
     app.add_exception_handler(HTTPException, _of_http)
     app.add_exception_handler(RequestValidationError, _of_body)
@@ -67,7 +68,8 @@ def make_app(service: Service, rules: Rules) -> FastAPI:
             expose_headers=["Retry-After"],
         )
     app.add_middleware(Hosted, rules=rules)
-    routes = [route.path for route in app.routes if isinstance(route, Route)]
+    known = [*router.routes, *pages.routes]
+    routes = [route.path for route in known if isinstance(route, Route)]
     app.add_middleware(Watched, done=_counted(service), routes=routes)
     return app
 
