@@ -115,9 +115,7 @@ def test_half_a_surrogate_pair_anywhere_is_refused(server: Running) -> None:
 
 def test_an_unknown_field_names_the_near_miss(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="did you mean temperature") as caught:
-        client.chat.completions.create(
-            model="tiny", messages=HELLO, extra_body={"temprature": 1}
-        )
+        client.chat.completions.create(model="tiny", messages=HELLO, extra_body={"temprature": 1})
     assert caught.value.param == "temprature"
 
 

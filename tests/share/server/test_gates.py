@@ -125,7 +125,10 @@ def test_a_plain_key_works_by_the_client() -> None:
 
 
 def test_a_named_page_may_ask_and_asks_first(guarded: Running) -> None:
-    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    ask = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type",
+    }
     with guarded.http() as http:
         there = http.options("/v1/completions", headers={"Origin": "http://localhost:3000", **ask})
         assert there.status_code == 200
@@ -224,7 +227,9 @@ def test_headers_that_do_not_come_end_the_connection(guarded: Running) -> None:
 
 def test_a_body_that_does_not_come_is_408(guarded: Running) -> None:
     with Wire(guarded) as wire:
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+        )
         wire.send(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{")
         assert wire.rest().startswith(b"HTTP/1.1 408")
 
