@@ -55,15 +55,12 @@ async function said(response) {
 export function fault(status, error, retryAfter) {
   const message = error.message ?? String(status);
   if (status === 401) return new ApiError("key");
-  if (status === 429 || status === 503) {
-    return retryAfter ? new ApiError("busy_wait", { n: retryAfter }) : new ApiError("busy");
-  }
+  if (retryAfter) return new ApiError("busy_wait", { n: retryAfter });
+  if (status === 429) return new ApiError("busy");
   if (error.code === "context_length_exceeded") {
-    const numbers = (message.match(/\d[\d,]*/g) ?? []).map((digits) => Number(digits.replaceAll(",", "")));
-    if (numbers.length >= 2) {
-      // Whichever order the sentence has them in: what is asked for is more than what there is.
-      return new ApiError("long", { given: Math.max(...numbers), limit: Math.min(...numbers) });
-    }
+    const numbers = (message.match(/\d+/g) ?? []).slice(0, 2).map(Number);
+    // Whichever order the sentence has them in: what is asked for is more than what there is.
+    if (numbers.length === 2) return new ApiError("long", { given: Math.max(...numbers), limit: Math.min(...numbers) });
   }
   return new ApiError(status >= 500 ? "server" : "refused", { message });
 }
