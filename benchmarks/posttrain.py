@@ -152,7 +152,8 @@ def _rows_reader() -> types.ModuleType:
     keys = ("role", "content", "reasoning_content", "tools", "tool_calls")
 
     def load_dataset(_: str, data_files: str, **__: Any) -> list[dict[str, Any]]:
-        lines = Path(data_files).read_text(encoding="utf-8").splitlines()
+        # Not splitlines: answers hold U+2028, which is a character to JSON and a line end to it.
+        lines = Path(data_files).read_text(encoding="utf-8").rstrip("\n").split("\n")
         return [
             {"conversations": [{key: turn.get(key) for key in keys} for turn in row]}
             for row in (json.loads(line)["conversations"] for line in lines)

@@ -75,16 +75,22 @@ class KVCache:
         part.lengths, part.max_len = self.lengths[start:stop], self.max_len
         return part
 
-    def reset(self, slot: int | slice = slice(None)) -> None:
-        """Forget the sequence of a slot, or of all."""
-        self.lengths[slot] = 0
+    def cut(self, slot: int, length: int = 0) -> None:
+        """Forget the sequence of a slot from `length` on."""
+        self.lengths[slot] = length
 
-    def copy(self, source: int, target: int | slice) -> None:
-        """Continue the sequence of one slot in others too (several completions of a prompt)."""
-        length = int(self.lengths[source])
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let one slot hold the first `length` positions of another."""
         for tensor in (*self.keys, *self.values):
-            tensor[target, :, :length] = tensor[source, :, :length].clone()
+            tensor[target, :, :length] = tensor[source, :, :length]
         self.lengths[target] = length
+
+    def swap(self, a: int, b: int) -> None:
+        """Let the sequences of two slots change places."""
+        length, pair = int(self.lengths[[a, b]].max()), [a, b]
+        for tensor in (*self.keys, *self.values):
+            tensor[pair, :, :length] = tensor[pair[::-1], :, :length]
+        self.lengths[pair] = self.lengths[pair[::-1]]
 
     def window(self, length: int, counts: Sequence[int] | Tensor | None = None) -> Window:
         """Where the next `length` tokens of every slot stand.
