@@ -68,6 +68,7 @@ export function answer(node, place, acts, { shade, plain, signed }) {
   const calls = element("div");
   const foot = element("div");
   thought.append(thinking.box);
+  content.box.className = "content";
   box.append(thought, content.box, calls, foot);
 
   function update(running) {
@@ -95,7 +96,10 @@ function written(plain) {
   let tokens = null;
   let last = null;
   function fill(text, found) {
-    if (found) {
+    if (!text) {
+      box.replaceChildren();
+      tokens = null;
+    } else if (found) {
       if (!tokens) box.replaceChildren((tokens = tokenBox()));
       spell(tokens, found);
     } else if (text !== last || tokens) {
