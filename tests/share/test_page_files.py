@@ -12,6 +12,7 @@ import pytest
 PAGE = Path(__file__).resolve().parents[2] / "src" / "sparrowlm" / "share" / "page"
 FILES = sorted(PAGE.iterdir())
 SCRIPTS = [path for path in FILES if path.suffix == ".js"]
+BLOCKS = {"code", "heading", "list", "paragraph", "bold"}  # kinds of Markdown
 HTML = (PAGE / "index.html").read_text(encoding="utf-8")
 
 
@@ -43,20 +44,18 @@ def test_both_languages_have_the_same_keys_and_blanks() -> None:
 
 def test_every_word_that_is_used_exists_and_none_is_idle() -> None:
     code = "".join(read(path.name) for path in SCRIPTS if path.name != "words.js")
-    used = set(re.findall(r'data-(?:word|label|hint)="(\w+)"', HTML))
-    used |= {key for call in re.findall(r"\bword\(([^;]*?)\)", code) for key in quoted(call)}
-    used |= {f"error_{kind}" for kind in re.findall(r'ApiError\([^)]*?"(\w+)"', code)}
-    used |= {f"error_{kind}" for kind in re.findall(r'kind: (?:[^}]*?)"(\w+)"', code)}
     known = set(tables()["en"])
-    # Put together from a part and a number or a word.
-    whole = ("example_chat_", "example_base_", "about_", "finish_", "error_")
-    assert {key for key in used if not key.startswith("error_")} <= known
-    idle = {key for key in known - used if not key.startswith(whole)}
-    assert not idle
-
-
-def quoted(call: str) -> set[str]:
-    return set(re.findall(r'"(\w+)"', call))
+    asked = set(re.findall(r'data-(?:word|label|hint)="(\w+)"', HTML))
+    asked |= set(re.findall(r'\bword\("(\w+)"', code))
+    faults = re.findall(r'(?:ApiError\(|kind: )(?:[^"\n]*\? )?"(\w+)"(?: : "(\w+)")?', code)
+    kinds = {kind for pair in faults for kind in pair if kind} - {"chat", "text", *BLOCKS}
+    asked |= {f"error_{kind}" for kind in kinds}
+    assert asked <= known
+    # Others are chosen between, or put together from a part and a number.
+    chosen = set(re.findall(r'"(\w+)"', code)) | asked
+    together = {f"example_{kind}_{n}" for kind in ("chat", "base") for n in (1, 2, 3)}
+    together |= {"about_chat", "about_base", "finish_length", "finish_stopped"}
+    assert known - chosen == together - chosen
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -284,10 +284,12 @@ function complain(error) {
 }
 
 function choose(talk) {
-  stop();
-  page.talk = talk;
   menu(false);
-  render();
+  if (talk.id !== page.talk?.id) {
+    stop();
+    page.talk = talk;
+    render();
+  }
   focusAsk();
 }
 
@@ -398,6 +400,7 @@ at("models").addEventListener("change", ({ target }) => {
 });
 at("menu").addEventListener("click", () => menu(!document.body.classList.contains("menu")));
 at("veil").addEventListener("click", () => menu(false));
+matchMedia("(width > 52rem)").addEventListener("change", () => menu(false));
 at("latest").addEventListener("click", toEnd);
 scroll.addEventListener("scroll", () => (at("latest").hidden = nearEnd()), { passive: true });
 window.addEventListener("pagehide", () => page.running && saveTalk(page.running.talk));
