@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from sparrowlm import files
 from sparrowlm.checkpoint import Checkpoint, RunFolder, find_run
-from sparrowlm.config import Recipe, check_lora, dump_recipe
+from sparrowlm.config import Recipe, check_lora, dump_recipe, learns_to_answer
 from sparrowlm.data.mixture import contaminations
 from sparrowlm.data.sequences import AnyDataset, SequenceDataset
 from sparrowlm.data.shards import is_dataset
@@ -371,10 +371,7 @@ def converses(run: RunFolder, tokenizer: Tokenizer, adapter: Path | None = None)
         ChatFormat(tokenizer)
     except TokenizerError:
         return False  # it cannot even write a turn
-    recipe = run.recipe()
-    taught = trains_on_sequences(recipe)
-    if recipe.stage in ("grpo", "ppo"):
-        taught = recipe.rollout.chat
+    taught = learns_to_answer(run.recipe())
     facts = run.path / "machine.json"
     if not taught and facts.is_file():
         imported = "imported from" in files.read_json(facts).get("data", {})

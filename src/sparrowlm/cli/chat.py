@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from sparrowlm.cli.page import Page
-from sparrowlm.cli.talk import NO_ADAPTER, Mode, Talk, Thinking, converse
+from sparrowlm.cli.page import Page, Thinking
+from sparrowlm.cli.talk import CONTEXT, NO_ADAPTER, Mode, Talk, converse
 from sparrowlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def chat(
     max_tokens: int = 512,
     adapter: Annotated[tuple[str, ...], UseAppendAction] = (),
     mode: Mode = "auto",
+    context: int = CONTEXT,
     device: str = "auto",
     precision: str = "auto",
 ) -> None:
@@ -51,6 +52,7 @@ def chat(
         adapter: NAME=PATH of changes to talk with: a LoRA run on this base, or an adapter's folder
             of PEFT's; may be given several times, and /adapter NAME changes between them.
         mode: Answer by turns (chat) or go on with a text (text); auto: as the run was taught.
+        context: Tokens that the model sees at most; its own context where that is less.
         device: auto, cpu, cuda or mps.
         precision: auto, float32, bfloat16, float16 or float64.
     """
@@ -66,9 +68,11 @@ def chat(
         max_tokens=max_tokens,
         stop=stop,
     )
+    if context < 2:
+        raise ConfigError(f"context is {context}, and must be at least 2", where="--context")
     adapters = named_adapters(adapter)
     talk = open_talk(
-        run, sampling, adapters, mode=mode, think=think, system=system,
+        run, sampling, adapters, mode=mode, think=think, system=system, context=context,
         device=device, precision=precision,
     )  # fmt: skip
     if talk.page.has_person:
@@ -84,6 +88,7 @@ def open_talk(
     mode: Mode = "auto",
     think: Thinking = "off",
     system: str = "",
+    context: int = CONTEXT,
     device: str = "auto",
     precision: str = "auto",
 ) -> Talk:
@@ -102,7 +107,10 @@ def open_talk(
     def load(name: str) -> Loaded:
         return load_run(run, device, precision, known.get(name))
 
-    return Talk(load, sampling, Page(), tuple(known), mode=mode, think=think, system=system)
+    return Talk(
+        load, sampling, Page(), tuple(known), mode=mode, think=think, system=system,
+        context=context,
+    )  # fmt: skip
 
 
 def greet(talk: Talk, run: Path) -> None:
@@ -112,7 +120,7 @@ def greet(talk: Talk, run: Path) -> None:
     size = show_count(sum(weight.numel() for weight in talk.loaded.model.parameters()))
     talk.page.write(str(run), "bold")
     talk.page.write(
-        f"  step {talk.loaded.step:,}  {size} parameters  context {talk.partner.context}\n", "dim"
+        f"  step {talk.loaded.step:,}  {size} parameters  context {talk.context}\n", "dim"
     )
     if talk.mode == "text":
         told = "It was never taught to answer: it goes on with your text, and Enter lets it go on."

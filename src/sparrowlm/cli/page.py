@@ -7,10 +7,15 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.text import Text
 
+if TYPE_CHECKING:
+    from sparrowlm.infer.talk import Spoken
+
+Thinking = Literal["off", "fold", "show"]
 QUOTES = '"""'
 BOLD, PLAIN = "\x01\x1b[1m\x02", "\x01\x1b[0m\x02"  # readline does not count what 1 and 2 enclose
 
@@ -75,10 +80,11 @@ class Page:
     def _typed(self, question: str) -> str:
         self.at_line_start = False
         if importlib.util.find_spec("readline"):  # Windows' console has a history of its own
-            import readline  # noqa: F401  # from here on `input` edits lines and recalls them
+            import readline  # from here on `input` edits lines and recalls them
 
-            colors = self.console.color_system is not None
-            question = f"{BOLD}{question}{PLAIN}" if colors else question
+            # libedit, which stands in for readline on a Mac, may show the marks.
+            if self.console.color_system and "libedit" not in (readline.__doc__ or ""):
+                question = f"{BOLD}{question}{PLAIN}"
         try:
             answer = input(question)
         except UnicodeDecodeError as fault:
@@ -102,6 +108,58 @@ def _no_text(what: str, fault: UnicodeDecodeError) -> Exception:
     from sparrowlm.errors import DataError
 
     return DataError(f"is not UTF-8: {fault.reason} at byte {fault.start}", where=what)
+
+
+class View:
+    """An answer on the page: thoughts are dim or folded, calls are named."""
+
+    def __init__(self, page: Page, think: Thinking) -> None:
+        self.page, self.think = page, think
+        self.count = 0  # tokens of the thought
+        self.kind = ""
+        self.status = page.console.status("") if page.has_person and think != "show" else None
+
+    def show(self, spoken: Spoken) -> None:
+        """Show what a token adds."""
+        if self.kind in ("", "thinking"):
+            self.count += 1
+        for kind, text in spoken.parts:
+            if self.kind == "thinking" != kind:
+                self._end_thought()
+            self.kind = kind
+            match kind:
+                case "content":
+                    self.page.write(text)
+                case "tool_call":
+                    self._call(text)
+                case "thinking" if self.think == "show":
+                    self.page.write(text, "dim")
+                case "thinking" if self.status is not None:
+                    self.status.update(f"[dim]thinking, {self.count} tokens[/]")
+                    self.status.start()
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        if self.kind == "thinking":
+            self._end_thought()
+
+    def _end_thought(self) -> None:
+        if self.status is not None:
+            self.status.stop()
+            self.page.note(f"(thought for {self.count} tokens; /think show)")
+        elif self.think == "show":
+            self.page.end_line()
+            self.page.write("\n")
+
+    def _call(self, text: str) -> None:
+        from sparrowlm.text.reply import CALL_CLOSES, CALL_OPENS, parse_tool_call
+
+        call = parse_tool_call(text)
+        self.page.end_line()
+        if self.page.has_person and call is not None:
+            self.page.write(f"calls {call[0]} {call[1]}\n", "dim")
+        else:
+            self.page.write(f"{CALL_OPENS}\n{text}\n{CALL_CLOSES}\n")
 
 
 @contextmanager

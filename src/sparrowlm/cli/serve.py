@@ -67,9 +67,7 @@ def serve(
 
     check(slots, queue, drain_seconds)
     key = key_of(api_key, api_key_file)
-    rules = rules_for(
-        host, key=key, open_to_all=insecure_no_auth, names=allow_host, origins=cors
-    )
+    rules = rules_for(host, key=key, open_to_all=insecure_no_auth, names=allow_host, origins=cors)
     waiting = listen(host, port)
     with waiting:
         models = load_models(run, name, adapter, mode, device, precision)

@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sparrowlm import files
-from sparrowlm.cli.page import Page, interruptible
+from sparrowlm.cli.page import Page, Thinking, View, interruptible
 from sparrowlm.config.load import near_miss
 from sparrowlm.errors import RunError, SparrowError, UserError
 
 if TYPE_CHECKING:
     from sparrowlm.infer.engine import Engine, Session
     from sparrowlm.infer.sampling import Sampling
-    from sparrowlm.infer.talk import Spoken
     from sparrowlm.pipeline import Loaded
     from sparrowlm.text.dialogue import Partner
 
-Thinking = Literal["off", "fold", "show"]
 Mode = Literal["auto", "chat", "text"]
 NO_ADAPTER = "none"
+CONTEXT = 8192  # a cache for all that an imported model may see can be larger than the model
 
 COMMANDS = {
     "/help": "these lines",
@@ -55,6 +54,7 @@ class Talk:
         mode: by turns, or one text that goes on; auto: as the run was taught.
         think: whether an answer begins with a thought, and how much of it is shown.
         system: what a model is told at the head of a conversation.
+        context: tokens that it sees at most; the model's own where that is less.
     """
 
     load: Callable[[str], Loaded]
@@ -64,6 +64,7 @@ class Talk:
     mode: Mode = "auto"
     think: Thinking = "off"
     system: str = ""
+    context: int = CONTEXT
     number: int = 0  # of the answer: each has draws of its own
     stopped: bool = False  # Ctrl-C was the last that came from the person
     adapter: str = field(init=False)
@@ -83,7 +84,8 @@ class Talk:
 
         self.loaded = loaded = self.load(adapter)
         engine = Engine(loaded.model, loaded.tokenizer, loaded.runtime, slots=1, slide=False)
-        self.session, self.adapter = engine.session(), adapter
+        self.context = min(self.context, engine.context)
+        self.session, self.adapter = engine.session(max_len=self.context), adapter
         return engine
 
     def _partner(self, engine: Engine) -> Partner:
@@ -96,9 +98,9 @@ class Talk:
                     "a model that goes on with a text has neither system prompt nor thoughts",
                     fix="leave out --system and --think, or add --mode chat",
                 )
-            return Story(engine.prompt, engine.prompt(""), engine.context)
+            return Story(engine.prompt, engine.prompt(""), self.context)
         chat = ChatFormat(self.loaded.tokenizer)
-        return Dialogue(chat, engine.context, self.system, self.think != "off")
+        return Dialogue(chat, self.context, self.system, self.think != "off")
 
     def answer(self, words: str) -> None:
         """Answer, and show it as it comes.
@@ -128,6 +130,8 @@ class Talk:
                 if stopped() and not end:
                     end, self.stopped = "stopped", True
                     break
+        if self.mode == "chat":  # the pieces of a story are one text
+            self.page.end_line()
         if told := self._ending(end):
             self.page.note(told)
 
@@ -137,65 +141,12 @@ class Talk:
             case "stopped", _:
                 return "(stopped)"
             case "context", _:
-                return f"(the context of {self.partner.context} tokens is full)"
+                return f"(the context of {self.context} tokens is full)"
             case "max_tokens", "chat":
                 return f"(cut at {self.sampling.max_tokens} tokens: --max-tokens)"
             case "end_of_text", "text":
                 return "(here the text ends; what follows is another)"
         return ""
-
-
-class View:
-    """An answer on the page: thoughts are dim or folded, calls are named."""
-
-    def __init__(self, page: Page, think: Thinking) -> None:
-        self.page, self.think = page, think
-        self.count = 0  # tokens of the thought
-        self.kind = ""
-        self.status = page.console.status("") if page.has_person and think != "show" else None
-
-    def show(self, spoken: Spoken) -> None:
-        """Show what a token adds."""
-        if self.kind in ("", "thinking"):
-            self.count += 1
-        for kind, text in spoken.parts:
-            if self.kind == "thinking" != kind:
-                self._end_thought()
-            self.kind = kind
-            match kind:
-                case "content":
-                    self.page.write(text)
-                case "tool_call":
-                    self._call(text)
-                case "thinking" if self.think == "show":
-                    self.page.write(text, "dim")
-                case "thinking" if self.status is not None:
-                    self.status.update(f"[dim]thinking, {self.count} tokens[/]")
-                    self.status.start()
-
-    def close(self) -> None:
-        """End the answer's last line."""
-        if self.kind == "thinking":
-            self._end_thought()
-        self.page.end_line()
-
-    def _end_thought(self) -> None:
-        if self.status is not None:
-            self.status.stop()
-            self.page.note(f"(thought for {self.count} tokens; /think show)")
-        elif self.think == "show":
-            self.page.end_line()
-            self.page.write("\n")
-
-    def _call(self, text: str) -> None:
-        from sparrowlm.text.reply import CALL_CLOSES, CALL_OPENS, parse_tool_call
-
-        call = parse_tool_call(text)
-        self.page.end_line()
-        if self.page.has_person and call is not None:
-            self.page.write(f"calls {call[0]} {call[1]}\n", "dim")
-        else:
-            self.page.write(f"{CALL_OPENS}\n{text}\n{CALL_CLOSES}\n")
 
 
 def converse(talk: Talk, words: str | None = None) -> None:
@@ -217,13 +168,13 @@ def converse(talk: Talk, words: str | None = None) -> None:
             else:
                 talk.answer(words)
         except EOFError:
-            talk.page.end_line()
-            return
+            goes_on = False
         except SparrowError as fault:
             if not talk.page.has_person:
                 raise
             talk.page.note(f"error: {fault}")
         words = None
+    talk.page.end_line()
 
 
 def ask(talk: Talk) -> str:
@@ -355,14 +306,14 @@ def save(talk: Talk, name: str) -> None:
         raise UserError("/save needs a name", fix="/save chat.jsonl")
     if talk.partner.empty:
         raise UserError("nothing was said that could be saved")
-    path = Path(name).expanduser()
-    path = path if path.suffix == ".jsonl" else path.with_name(f"{path.name}.jsonl")
-    if path.exists():
-        raise RunError("exists already", where=str(path), fix="choose another name")
     try:
+        path = Path(name).expanduser()
+        path = path if path.suffix == ".jsonl" else path.with_name(f"{path.name}.jsonl")
+        if path.exists():
+            raise RunError("exists already", where=str(path), fix="choose another name")
         files.write_text(path, json.dumps(talk.partner.row(), ensure_ascii=False) + "\n")
-    except OSError as fault:
-        raise UserError(f"cannot be written: {fault.strerror}", where=str(path)) from fault
+    except (OSError, ValueError, RuntimeError) as fault:  # no folder, no name, no such home
+        raise UserError(f"cannot be written: {fault}", where=name) from fault
     talk.page.note(f"(saved to {path})")
 
 

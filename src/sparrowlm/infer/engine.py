@@ -7,13 +7,12 @@ at the start.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from sparrowlm.errors import ConfigError
 from sparrowlm.infer.completion import End, Piece, Request
 from sparrowlm.infer.decoder import Decoder
 from sparrowlm.infer.sampling import Sampling
-from sparrowlm.infer.session import Session
+from sparrowlm.infer.session import CHUNK, Session
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.runtime import Runtime
 from sparrowlm.text.tokenizer import Tokenizer
@@ -82,21 +81,29 @@ class Engine:
         request = Request(self.prompt(prompt), sampling)
         return "".join(piece.text for piece in self.stream([request]))
 
-    def session(self, *, slots: int | None = None, max_len: int | None = None) -> Session:
-        """Requests that come and go, over a cache of `slots` completions (the engine's, unless
-        told otherwise) of `max_len` ids each (the model's context)."""
-        return self._session(slots or self.slots, min(max_len or self.context, self.context))
+    def session(
+        self,
+        *,
+        slots: int | None = None,
+        max_len: int | None = None,
+        chunk: int | None = CHUNK,
+    ) -> Session:
+        """Requests that come and go.
 
-    def _session(self, slots: int, max_len: int, **options: Any) -> Session:
+        Args:
+            slots: completions under way at once; as the engine's unless told otherwise.
+            max_len: ids of a completion and its prompt; the model's context unless less is asked.
+            chunk: tokens of prompts that one round reads at most; None: whatever waits.
+        """
         return Session(
             self.decoder,
             self.tokenizer,
-            slots=slots,
-            max_len=max_len,
+            slots=slots or self.slots,
+            max_len=min(max_len or self.context, self.context),
             vocab_size=self.vocab_size,
             eot_id=self.eot_id,
             slide=self.slide,
-            **options,
+            chunk=chunk,
         )
 
     def stream(self, requests: Sequence[Request]) -> Iterator[Piece]:
@@ -114,8 +121,8 @@ class Engine:
             return
         # As large as these requests can need: all tokens but the last drawn are read.
         lengths = [len(one.prompt) + one.sampling.max_tokens - 1 for one in requests]
-        slots, max_len = min(self.slots, len(requests)), min(self.context, max(lengths))
-        session = self._session(slots, max_len, chunk=None)
+        slots = min(self.slots, len(requests))
+        session = self.session(slots=slots, max_len=max(lengths), chunk=None)
         for request in requests:
             session.submit(request)
         while session.busy:

@@ -61,9 +61,7 @@ def whole(completion: Any) -> dict[int, dict[str, Any]]:
     }
 
 
-def test_an_answer_is_what_the_engine_writes_alone(
-    server: Running, client: openai.OpenAI
-) -> None:
+def test_an_answer_is_what_the_engine_writes_alone(server: Running, client: openai.OpenAI) -> None:
     """Random weights write broken characters and specials, so this is text of the worst kind."""
     model = server.server.service.models["tiny"]
     assert model.chat is not None
@@ -179,7 +177,6 @@ def test_logprobs_are_the_models_own(server: Running, client: openai.OpenAI) -> 
     assert said.choices[0].logprobs is not None
     likely = said.choices[0].logprobs.content or []
     tokenizer = chat_tokenizer()
-    specials = {name: id for name, id in tokenizer.special_ids.items()}
     by_bytes = {
         tokenizer.token_bytes(id): id
         for id in range(tokenizer.vocab_size)
@@ -187,7 +184,7 @@ def test_logprobs_are_the_models_own(server: Running, client: openai.OpenAI) -> 
     }
 
     def id_of(one: Any) -> int:
-        return specials[one.token] if one.bytes is None else by_bytes[bytes(one.bytes)]
+        return tokenizer.special_ids[one.token] if one.bytes is None else by_bytes[bytes(one.bytes)]
 
     drawn = [id_of(one) for one in likely]
     prompt = model.chat.prompt_ids(HELLO)

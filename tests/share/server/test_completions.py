@@ -14,6 +14,7 @@ from sparrowlm.infer.sampling import Sampling
 from writing_support import full_logits
 
 PROMPT = "the sparrow 麻雀"
+LISTS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 
 def folded(chunks: list[Any]) -> dict[int, tuple[str, str | None, list[Any]]]:
@@ -22,14 +23,7 @@ def folded(chunks: list[Any]) -> dict[int, tuple[str, str | None, list[Any]]]:
         for choice in chunk.choices:
             text, _, likely = found.get(choice.index, ("", None, []))
             told = choice.logprobs
-            rows = (
-                list(
-                    zip(told.tokens, told.token_logprobs, told.top_logprobs, told.text_offset,
-                        strict=True)  # fmt: skip
-                )
-                if told
-                else []
-            )
+            rows = list(zip(*(getattr(told, name) for name in LISTS), strict=True)) if told else []
             found[choice.index] = (text + choice.text, choice.finish_reason, likely + rows)
     return found
 

@@ -87,6 +87,7 @@ class ChatRow:
         self.index = index
         self._reader = ReplyReader(tokenizer, prompt)
         self._tools, self._calls = tools, 0
+        self._said = False  # any content
         self._spell = Speller(tokenizer) if logprobs else None
         self._likely: list[TokenLogprob] = []
 
@@ -113,11 +114,13 @@ class ChatRow:
             case "thinking":
                 return Delta(reasoning_content=fragment.text)
             case "content":
+                self._said = True
                 return Delta(content=fragment.text)
             case "tool_call":
                 call = parse_tool_call(fragment.text) if self._tools else None
                 if call is None:  # as it was written, for the client to see
-                    return Delta(content=f"{CALL_OPENS}\n{fragment.text}\n{CALL_CLOSES}")
+                    before, self._said = "\n" * self._said, True
+                    return Delta(content=f"{before}{CALL_OPENS}\n{fragment.text}\n{CALL_CLOSES}")
                 name, arguments = call
                 made = ToolCallMade(
                     index=self._calls,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,12 +13,13 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from sparrowlm import __version__
 from sparrowlm.share.server.faults import ApiFault
 from sparrowlm.share.server.gates import Bounded, Hosted, Keyed, Rules, Watched
 from sparrowlm.share.server.pages import page_router
-from sparrowlm.share.server.requests import ChatRequest, CompletionRequest
+from sparrowlm.share.server.requests import FIELDS, ChatRequest, CompletionRequest
 from sparrowlm.share.server.routes import router
 from sparrowlm.share.server.service import Service
 
@@ -48,8 +49,9 @@ def make_app(service: Service, rules: Rules) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
+    pages = page_router()
     app.include_router(router)
-    app.include_router(page_router())
+    app.include_router(pages)
     app.add_exception_handler(ApiFault, _told)
     app.add_exception_handler(HTTPException, _of_http)
     app.add_exception_handler(RequestValidationError, _of_body)
@@ -66,11 +68,13 @@ def make_app(service: Service, rules: Rules) -> FastAPI:
             expose_headers=["Retry-After"],
         )
     app.add_middleware(Hosted, rules=rules)
-    app.add_middleware(Watched, done=_counted(service))
+    known = [*router.routes, *pages.routes]
+    routes = [route.path for route in known if isinstance(route, Route)]
+    app.add_middleware(Watched, done=_counted(service), routes=routes)
     return app
 
 
-def _counted(service: Service) -> Any:
+def _counted(service: Service) -> Callable[[str, int], None]:
     def done(route: str, status: int) -> None:
         service.metrics.requests.labels(route, str(status)).inc()
 
@@ -99,7 +103,7 @@ async def _of_body(request: Request, fault: Exception) -> JSONResponse:
     distinct = list(dict.fromkeys(told))
     message = "; ".join(distinct[:_SHOWN])
     message += f"; and {len(distinct) - _SHOWN} more" if len(distinct) > _SHOWN else ""
-    place = _field(found[0]["loc"]) if found else ""
+    place = _field(found[0]) if found else ""
     answer = ApiFault(400, message, param=place or None, code="invalid_value")
     return JSONResponse(answer.body, answer.status)
 
@@ -112,7 +116,7 @@ async def _unforeseen(_: Request, fault: Exception) -> JSONResponse:
 
 def _fault_of_field(error: dict[str, Any], known: Sequence[str]) -> str:
     """One of pydantic's faults in a sentence. Inputs are not repeated: they may be NaN, or huge."""
-    field = _field(error["loc"])
+    field = _field(error)
     match error["type"]:
         case "extra_forbidden":
             name = str(error["loc"][-1])[:100]
@@ -128,7 +132,13 @@ def _fault_of_field(error: dict[str, Any], known: Sequence[str]) -> str:
     return f"{field or 'the body'} should be {told}"
 
 
-def _field(place: Sequence[str | int]) -> str:
-    """`messages.0.role`, from where pydantic found it. Names of alternatives stay out."""
-    parts = [part for part in place[1:] if isinstance(part, int) or str(part).isidentifier()]
-    return ".".join(str(part)[:100] for part in parts)
+def _field(error: dict[str, Any]) -> str:
+    """`messages.0.role`, from where pydantic found a fault; its names of alternatives stay out."""
+    place = error["loc"][1:]  # the first says that it is the body
+    unknown = error["type"] == "extra_forbidden"
+    parts = [
+        str(part)[:100]
+        for at, part in enumerate(place, 1)
+        if isinstance(part, int) or part in FIELDS or (unknown and at == len(place))
+    ]
+    return ".".join(parts)

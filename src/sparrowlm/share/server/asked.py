@@ -46,9 +46,7 @@ def text_prompts(body: CompletionRequest, model: Served) -> list[list[int]]:
         ApiFault: the vocabulary cannot write it, or it is too long.
     """
     try:
-        found = [
-            model.engine.prompt(one) if isinstance(one, str) else one for one in body.prompts
-        ]
+        found = [model.engine.prompt(one) if isinstance(one, str) else one for one in body.prompts]
     except UserError as fault:
         raise _named(fault, "prompt") from fault
     size = model.engine.vocab_size

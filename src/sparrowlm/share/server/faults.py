@@ -34,13 +34,11 @@ class ApiFault(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """`{"error": {…}}`, as OpenAI's clients read it."""
-        # A message may quote half of a surrogate pair, which no UTF-8 can carry.
-        message = self.message.encode("utf-8", "replace").decode("utf-8")
         return {
             "error": {
-                "message": message,
+                "message": _writable(self.message),
                 "type": _type(self.status),
-                "param": self.param,
+                "param": self.param and _writable(self.param),
                 "code": self.code,
             }
         }
@@ -58,6 +56,11 @@ def fault_of(fault: SparrowError) -> ApiFault:
     if isinstance(fault, UserError):
         return ApiFault(400, told, param=fault.where or None, code="invalid_value")
     return ApiFault(500, told, code="engine_fault")
+
+
+def _writable(text: str) -> str:
+    """A text that may quote half of a surrogate pair, which no UTF-8 can carry."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _type(status: int) -> str:

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -114,8 +114,9 @@ def key_fault(headers: Headers, key: str) -> ApiFault | None:
     """What is wrong with the key of a request. Digests are compared, in constant time, so neither
     the key's characters nor its length can be felt out."""
     scheme, _, given = headers.get("authorization", "").partition(" ")
-    digests = (hashlib.sha256(text.encode("utf-8", "replace")).digest() for text in (given, key))
-    same = hmac.compare_digest(*digests)
+    # Headers are bytes, which Starlette shows as Latin-1.
+    sides = (given.encode("latin-1"), key.encode("utf-8"))
+    same = hmac.compare_digest(*(hashlib.sha256(side).digest() for side in sides))
     if scheme.lower() == "bearer" and same:
         return None
     told = "the API key is not the server's" if given else "an API key is needed"
@@ -128,10 +129,18 @@ async def refuse(fault: ApiFault, scope: Scope, receive: Receive, send: Send) ->
 
 
 class Watched:
-    """Tells `done` of every answer's route and status, and adds `SAFE`."""
+    """Tells `done` of every answer's route and status, and adds `SAFE`.
 
-    def __init__(self, app: ASGIApp, done: Callable[[str, int], None]) -> None:
-        self.app, self.done = app, done
+    Args:
+        app: within.
+        done: called with one of the routes, or "other".
+        routes: their paths, with `{name}` where a path goes on with anything.
+    """
+
+    def __init__(
+        self, app: ASGIApp, done: Callable[[str, int], None], routes: Sequence[str]
+    ) -> None:
+        self.app, self.done, self.routes = app, done, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -152,8 +161,14 @@ class Watched:
         try:
             await self.app(scope, receive, sent)
         finally:
-            # A path that is no route's would let a client make labels without end.
-            self.done(getattr(scope.get("route"), "path", "other"), status)
+            self.done(self._route(scope["path"]), status)
+
+    def _route(self, path: str) -> str:
+        """The route of a path. Others share one name, or a client could make labels without end."""
+        whole = (route for route in self.routes if route == path)
+        open_ended = (route for route in self.routes if route.endswith("{name}"))
+        begun = (one for one in open_ended if path.startswith(one.removesuffix("{name}")))
+        return next(whole, None) or next(begun, "other")
 
 
 class Hosted:

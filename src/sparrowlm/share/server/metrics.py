@@ -38,9 +38,7 @@ class Metrics:
         self.requests = Counter(
             "sparrow_requests", "Requests, by route and status.", ["route", "status"], registry=own
         )
-        self.read = Counter(
-            "sparrow_prompt_tokens", "Tokens of prompts.", ["model"], registry=own
-        )
+        self.read = Counter("sparrow_prompt_tokens", "Tokens of prompts.", ["model"], registry=own)
         self.written = Counter(
             "sparrow_completion_tokens", "Tokens that were drawn.", ["model"], registry=own
         )

@@ -17,6 +17,7 @@ Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Id = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 Ids = Annotated[list[Id], Field(min_length=1)]
+SOME = Field(min_length=1, max_length=MOST_SAMPLES)
 
 
 class Strict(BaseModel):
@@ -218,7 +219,7 @@ class ChatRequest(Settings):
 class CompletionRequest(Settings):
     """The body of `/v1/completions`."""
 
-    prompt: str | Ids | Annotated[list[str] | list[Ids], Field(min_length=1, max_length=128)] = ""
+    prompt: str | Ids | Annotated[list[str], SOME] | Annotated[list[Ids], SOME] = ""
     logprobs: Annotated[int | None, Field(ge=0, le=MOST_LOGPROBS)] = None
     echo: bool | None = None
     # Refused unless they ask for nothing.
@@ -244,3 +245,14 @@ class CompletionRequest(Settings):
     def tops(self) -> int | None:
         """How many likeliest tokens beside each; None: no log-probabilities at all."""
         return self.logprobs
+
+
+FIELDS: frozenset[str] = frozenset(
+    name
+    for model in (
+        ChatRequest, CompletionRequest, ChatMessage, TextPart, ToolCall, CalledFunction, Tool,
+        Function, StreamOptions, TemplateOptions, ResponseFormat,
+    )
+    for name in model.model_fields
+)  # fmt: skip
+"""Every name that a request may hold."""

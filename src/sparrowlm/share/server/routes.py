@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -33,7 +32,7 @@ from sparrowlm.share.server.responses import (
     Model,
     Models,
 )
-from sparrowlm.share.server.service import Served, Service, Ticket
+from sparrowlm.share.server.service import Served, Service
 from sparrowlm.share.server.streaming import EventStream, while_there
 from sparrowlm.share.server.writing import Answer, ChatAnswer, Row, TextAnswer
 

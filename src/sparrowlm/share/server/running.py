@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -53,7 +54,9 @@ def rules_for(
         )
     for origin in origins:
         scheme, mark, rest = origin.partition("://")
-        if origin != "*" and (scheme not in ("http", "https") or not mark or not rest or "/" in rest):
+        if origin != "*" and (
+            scheme not in ("http", "https") or not mark or not rest or "/" in rest
+        ):
             raise ConfigError(
                 f"{origin!r} is no origin",
                 where="--cors",
@@ -119,7 +122,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 h11_max_incomplete_event_size=limits.head_bytes,
-                timeout_graceful_shutdown=LAST_BYTES,
+                timeout_graceful_shutdown=2 * LAST_BYTES,
             )
         )
 
@@ -143,6 +146,16 @@ class Server(uvicorn.Server):
                 self.service.abort("the server has stopped before the answer was whole")
             self.should_exit = late or not self.service.under_way
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let the last bytes out, but wait for no reader that takes nothing."""
+        cut = asyncio.get_running_loop().call_later(LAST_BYTES, self._cut)
+        await super().shutdown(sockets)
+        cut.cancel()
+
+    def _cut(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     def answer(self, waiting: socket.socket) -> None:
         """Serve until a signal, or until `should_exit` is set."""

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple
 
 from sparrowlm.errors import SparrowError
-from sparrowlm.infer.engine import Engine, Piece, Request, Session
+from sparrowlm.infer.engine import Engine, Piece, Request
 from sparrowlm.share.server.faults import ApiFault, fault_of
 from sparrowlm.share.server.limits import Limits
 from sparrowlm.share.server.metrics import Metrics
@@ -129,9 +129,7 @@ class Service:
         slots: completions of one model under way at once; None: as many as its engine has.
     """
 
-    def __init__(
-        self, models: Sequence[Served], limits: Limits, slots: int | None = None
-    ) -> None:
+    def __init__(self, models: Sequence[Served], limits: Limits, slots: int | None = None) -> None:
         self.models = {model.name: model for model in models}
         self.limits, self.draining, self.failed = limits, False, False
         self.created = int(time.time())

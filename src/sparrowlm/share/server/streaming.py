@@ -55,7 +55,6 @@ class EventStream(Response):
             self._close()
 
 
-
 async def while_there(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:
     """Do something for as long as a client is there.
 

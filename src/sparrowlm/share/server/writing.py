@@ -110,9 +110,7 @@ class Answer:
 
     def _usage(self) -> Usage:
         total = self._read + self._written
-        return Usage(
-            prompt_tokens=self._read, completion_tokens=self._written, total_tokens=total
-        )
+        return Usage(prompt_tokens=self._read, completion_tokens=self._written, total_tokens=total)
 
 
 class ChatAnswer(Answer):
