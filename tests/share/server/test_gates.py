@@ -161,10 +161,12 @@ def test_an_address_that_others_reach_needs_a_key(
 
 
 def test_on_all_addresses_any_address_is_a_name_of_ours() -> None:
-    with running([served("tiny")], rules_for("0.0.0.0", key="k")) as server:
-        with server.http(headers={"Authorization": "Bearer k"}) as http:
-            for host, status in (("10.1.2.3:80", 200), ("[fe80::1]", 200), ("evil.example", 403)):
-                assert http.get("/v1/models", headers={"Host": host}).status_code == status
+    with (
+        running([served("tiny")], rules_for("0.0.0.0", key="k")) as server,
+        server.http(headers={"Authorization": "Bearer k"}) as http,
+    ):
+        for host, status in (("10.1.2.3:80", 200), ("[fe80::1]", 200), ("evil.example", 403)):
+            assert http.get("/v1/models", headers={"Host": host}).status_code == status
 
 
 def test_a_body_too_long_is_413_told_beforehand_or_not(guarded: Running) -> None:
@@ -294,7 +296,7 @@ def test_a_client_that_leaves_frees_its_slot_within_a_round(stream: bool) -> Non
 
 def test_a_reader_that_takes_nothing_is_cut_off() -> None:
     """What its stream may hold is bounded, and so is its patience."""
-    model, script = scripted("fast", context=20_000)
+    model, _ = scripted("fast", context=20_000)
     limits = Limits(stall_seconds=0.5)
     with running([model], limits=limits) as server:
         text = json.dumps({"messages": HELLO, "stream": True, "logprobs": True, "top_logprobs": 20})
