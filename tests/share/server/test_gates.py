@@ -93,8 +93,8 @@ def bearer(key: str) -> dict[bytes, bytes]:
 @pytest.mark.parametrize(
     "headers",
     [
-        {}, bearer("wrong"), bearer(""), bearer(KEY + "x"), bearer(KEY[:-1]),
-        {b"Authorization": KEY.encode()}, {b"Authorization": b"Basic " + KEY.encode()},
+        {}, bearer("wrong"), bearer(KEY + "x"), bearer(KEY[:-1]),
+        {b"Authorization": KEY.encode()}, {b"Authorization": b"Bearer"}, {b"Authorization": b"Basic " + KEY.encode()},
         {b"Authorization": b"Bearer \xff\xfe"},
     ],
     ids=str,
