@@ -94,7 +94,8 @@ def bearer(key: str) -> dict[bytes, bytes]:
     "headers",
     [
         {}, bearer("wrong"), bearer(KEY + "x"), bearer(KEY[:-1]),
-        {b"Authorization": KEY.encode()}, {b"Authorization": b"Bearer"}, {b"Authorization": b"Basic " + KEY.encode()},
+        {b"Authorization": KEY.encode()}, {b"Authorization": b"Bearer"},
+        {b"Authorization": b"Basic " + KEY.encode()},
         {b"Authorization": b"Bearer \xff\xfe"},
     ],
     ids=str,

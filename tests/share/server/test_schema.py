@@ -36,7 +36,7 @@ def test_no_request_is_a_fault_of_the_server(small: Running, path: str, method: 
     seen: set[int] = set()
 
     @settings(
-        max_examples=200 if method == "POST" else 20,
+        max_examples=120 if method == "POST" else 20,
         deadline=None,
         derandomize=True,
         phases=[Phase.generate],
