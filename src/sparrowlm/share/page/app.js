@@ -38,7 +38,8 @@ function renderModels() {
   at("models").hidden = !several;
   at("model").hidden = several;
   at("model").textContent = page.model?.id ?? "";
-  at("models").replaceChildren(...page.models.map(({ id }) => element("option", { value: id }, id)));
+  const options = page.models.map(({ id }) => element("option", { value: id }, id));
+  at("models").replaceChildren(...options);
   at("models").value = page.model?.id ?? "";
   showDefaults(page.model?.sparrow?.defaults);
 }
@@ -129,7 +130,8 @@ function renderComposer(shown) {
     if (running) at("stop").focus();
     else focusAsk();
   }
-  at("hint").textContent = word(settings.shade && shown.length ? "hint_shade" : base() ? "hint_text" : "hint");
+  const shading = settings.shade && shown.length;
+  at("hint").textContent = word(shading ? "hint_shade" : base() ? "hint_text" : "hint");
   fit(ask);
 }
 
@@ -221,7 +223,10 @@ function send(text) {
 async function reply() {
   const { talk, model } = page;
   talk.model = model.id;
-  if (!base()) Object.assign(talk, { system: settings.system.trim(), tools: toolsOf(settings.tools) ?? [] });
+  if (!base()) {
+    talk.system = settings.system.trim();
+    talk.tools = toolsOf(settings.tools) ?? [];
+  }
   const node = add(talk, path(talk).at(-1).id, { role: "assistant", content: "", model: model.id });
   const controller = new AbortController();
   const running = { node, talk, controller };

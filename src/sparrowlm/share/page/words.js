@@ -131,7 +131,7 @@ export const WORDS = {
     "hint_shade": "颜色越深，模型越没有把握。指向一个词，或用方向键，看它差点说了什么",
     "about_chat": "对话模型。你写的内容只发给本页的服务器，不去别处。",
     "about_base": "基座模型。它不回答问题，只接着你的开头往下写。你写的内容只发给本页的服务器，不去别处。",
-    "fact_parameters": "{n} 参数",
+    "fact_parameters": "{n}参数",
     "fact_context": "上下文 {n} 个 token",
     "loading": "正在向服务器询问是哪个模型",
     "example_chat_1": "你是谁？",
