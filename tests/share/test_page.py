@@ -378,7 +378,7 @@ def test_fits_a_phone(visit: Open, random_site: Any) -> None:
 
     expect(page.locator(".examples button").first).to_be_visible()
     assert fits()
-    here.ask("w" * 200 + " `" + "c" * 100 + "`")
+    here.ask("w" * 60 + " `" + "c" * 25 + "`")
     expect(here.answers.locator(".acts")).to_be_visible()
     assert fits()
     page.get_by_role("button", name="Probabilities").tap()

@@ -8,7 +8,8 @@ import { hide, watch } from "./nearly.js";
 import { isBase, run } from "./run.js";
 import { deleteTalk, loadSettings, loadTalks, saveSettings, saveTalk } from "./store.js";
 import { add, begin, exported, path, remove, siblings, unanswered } from "./talk.js";
-import { count, speak, translate, word } from "./words.js";
+import { welcome } from "./welcome.js";
+import { speak, translate, word } from "./words.js";
 
 const settings = loadSettings();
 const page = { models: [], model: null, talk: null, running: null, views: new Map(), trouble: null };
@@ -63,7 +64,7 @@ function renderColumn(shown) {
   const parts = base() && shown.length ? sheet(shown) : shown.map(turn);
   if (page.trouble) parts.push(complaint(page.trouble, start));
   else if (!page.model) parts.push(element("p", { className: "waiting" }, word("loading")));
-  else if (!shown.length) parts.push(welcome());
+  else if (!shown.length) parts.push(welcome(page.model, send));
   at("column").replaceChildren(...parts);
   toEnd();
 }
@@ -89,27 +90,6 @@ function sheet(shown) {
   const parts = [element("span", { className: "given" }, node.content)];
   if (last.role === "assistant") parts.push(turn(last));
   return [element("div", { className: "sheet" }, ...parts)];
-}
-
-function welcome() {
-  const { id, sparrow } = page.model;
-  const sort = base() ? "base" : "chat";
-  const facts = [];
-  if (sparrow?.parameters) facts.push(word("fact_parameters", { n: count(sparrow.parameters) }));
-  const context = sparrow?.context ?? page.model.max_model_len;
-  if (context) facts.push(word("fact_context", { n: context }));
-  const examples = [1, 2, 3].map((number) => {
-    const text = word(`example_${sort}_${number}`);
-    return element("li", {}, button(text.trim(), () => send(text)));
-  });
-  return element(
-    "section",
-    { className: "welcome" },
-    element("h2", {}, id),
-    element("p", { className: "facts" }, facts.join(" · ")),
-    element("p", {}, word(`about_${sort}`)),
-    element("ul", { className: "examples", "aria-label": word("examples") }, ...examples),
-  );
 }
 
 function renderComposer(shown) {
