@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from server_support import Running, Scene, chat_tokenizer, tagged, tiny_model
+from server_support import CONTEXT, Running, Scene, chat_tokenizer, tagged, tiny_model
 from sparrowlm.infer.engine import Request
 from sparrowlm.infer.sampling import Sampling
 from writing_support import full_logits
@@ -226,13 +226,13 @@ def test_an_answer_ends_where_its_turn_does_or_where_it_is_cut(scene: Scene) -> 
         assert cut.usage.completion_tokens == 1
 
 
-def test_an_answer_ends_where_the_context_does(scene: Scene) -> None:
-    scene.say("a", HELLO)
-    said = scene.client.chat.completions.create(model="scripted", messages=HELLO, max_tokens=10**6)
+def test_an_answer_ends_where_the_context_does(client: openai.OpenAI) -> None:
+    long: list[Any] = [{"role": "user", "content": "z9" * 297}]
+    said = client.chat.completions.create(model="tiny", messages=long, max_tokens=10**6, seed=4)
     assert said.choices[0].finish_reason == "length"
     assert said.usage is not None
     # The last token is drawn and needs no room.
-    assert said.usage.total_tokens == scene.model.engine.context + 1
+    assert said.usage.total_tokens == CONTEXT + 1
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -93,8 +93,8 @@ def bearer(key: str) -> dict[bytes, bytes]:
 @pytest.mark.parametrize(
     "headers",
     [
-        {}, bearer("wrong"), bearer(""), bearer(KEY + "x"), bearer(KEY[:-1]),
-        {b"Authorization": KEY.encode()}, {b"Authorization": b"Basic " + KEY.encode()},
+        {}, bearer("wrong"), bearer(KEY + "x"), bearer(KEY[:-1]),
+        {b"Authorization": KEY.encode()}, {b"Authorization": b"Bearer"}, {b"Authorization": b"Basic " + KEY.encode()},
         {b"Authorization": b"Bearer \xff\xfe"},
     ],
     ids=str,
@@ -125,7 +125,10 @@ def test_a_plain_key_works_by_the_client() -> None:
 
 
 def test_a_named_page_may_ask_and_asks_first(guarded: Running) -> None:
-    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    ask = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type",
+    }
     with guarded.http() as http:
         there = http.options("/v1/completions", headers={"Origin": "http://localhost:3000", **ask})
         assert there.status_code == 200
@@ -158,10 +161,12 @@ def test_an_address_that_others_reach_needs_a_key(
 
 
 def test_on_all_addresses_any_address_is_a_name_of_ours() -> None:
-    with running([served("tiny")], rules_for("0.0.0.0", key="k")) as server:
-        with server.http(headers={"Authorization": "Bearer k"}) as http:
-            for host, status in (("10.1.2.3:80", 200), ("[fe80::1]", 200), ("evil.example", 403)):
-                assert http.get("/v1/models", headers={"Host": host}).status_code == status
+    with (
+        running([served("tiny")], rules_for("0.0.0.0", key="k")) as server,
+        server.http(headers={"Authorization": "Bearer k"}) as http,
+    ):
+        for host, status in (("10.1.2.3:80", 200), ("[fe80::1]", 200), ("evil.example", 403)):
+            assert http.get("/v1/models", headers={"Host": host}).status_code == status
 
 
 def test_a_body_too_long_is_413_told_beforehand_or_not(guarded: Running) -> None:
@@ -224,7 +229,9 @@ def test_headers_that_do_not_come_end_the_connection(guarded: Running) -> None:
 
 def test_a_body_that_does_not_come_is_408(guarded: Running) -> None:
     with Wire(guarded) as wire:
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+        )
         wire.send(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{")
         assert wire.rest().startswith(b"HTTP/1.1 408")
 
@@ -289,7 +296,7 @@ def test_a_client_that_leaves_frees_its_slot_within_a_round(stream: bool) -> Non
 
 def test_a_reader_that_takes_nothing_is_cut_off() -> None:
     """What its stream may hold is bounded, and so is its patience."""
-    model, script = scripted("fast", context=20_000)
+    model, _ = scripted("fast", context=20_000)
     limits = Limits(stall_seconds=0.5)
     with running([model], limits=limits) as server:
         text = json.dumps({"messages": HELLO, "stream": True, "logprobs": True, "top_logprobs": 20})

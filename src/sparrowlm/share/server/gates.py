@@ -69,11 +69,24 @@ def is_address(host: str) -> bool:
     >>> is_address("192.168.1.5"), is_address("[fe80::1]"), is_address("evil.example")
     (True, True, False)
     """
+    return _address(host) is not None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name is an address that only this machine reaches.
+
+    >>> is_loopback("127.8.8.8"), is_loopback("127.0.0.1.evil.example"), is_loopback("0.0.0.0")
+    (True, False, False)
+    """
+    found = _address(host)
+    return found is not None and found.is_loopback
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def place_fault(headers: Headers, rules: Rules) -> ApiFault | None:

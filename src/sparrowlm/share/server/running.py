@@ -13,7 +13,7 @@ import uvicorn
 from sparrowlm.errors import ConfigError, EnvironmentFault
 from sparrowlm.share.server.app import make_app
 from sparrowlm.share.server.connection import protocol_of
-from sparrowlm.share.server.gates import LOCAL, Rules
+from sparrowlm.share.server.gates import LOCAL, Rules, is_loopback
 from sparrowlm.share.server.limits import Limits
 from sparrowlm.share.server.service import Served, Service
 
@@ -45,7 +45,7 @@ def rules_for(
     True
     """
     own = f"[{host}]" if ":" in host else host.lower()
-    if own not in LOCAL and not host.startswith("127.") and key is None and not open_to_all:
+    if not (own in LOCAL or is_loopback(own)) and key is None and not open_to_all:
         raise ConfigError(
             f"{host} can be reached by others, and there is no key",
             where="--host",
