@@ -49,14 +49,14 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def serving() -> Iterator[Any]:
+def serving() -> Any:
     """server_support, which needs the packages of a server and of its clients."""
     for package in ("fastapi", "uvicorn", "prometheus_client", "httpx", "openai"):
         if not _there(package):
             _without(f"{package} is not installed")
     import server_support
 
-    yield server_support
+    return server_support
 
 
 def _there(package: str) -> bool:
@@ -75,7 +75,7 @@ def random_site(serving: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def _scene(serving: Any) -> Iterator[Any]:
-    model, script = serving.scripted("sparrow")
+    model, script = serving.scripted("sparrow", context=512)
     with serving.running([model], slots=2) as found:
         yield serving.Scene(found, found.client(), model, script)
 
@@ -459,9 +459,7 @@ def test_thoughts_and_tool_calls(visit: Open, scene: Any) -> None:
     page.get_by_role("button", name="Done").click()
     system = {"role": "system", "content": "Be brief."}
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
-    scene.say(
-        f"I should ask.\n</think>\n\n{call}<|im_end|>", [system, user("Warm?")], [tool], True
-    )
+    scene.say(f"I should ask.\n</think>\n\n{call}<|im_end|>", [system, user("Warm?")], [tool], True)
     here.ask("Warm?")
     expect(page.locator(".call .name")).to_have_text("Calls weather")
     expect(page.locator(".call pre")).to_have_text('{\n  "city": "Oslo"\n}')
@@ -510,7 +508,7 @@ def test_faults_are_told_in_words(visit: Open, scene: Any, serving: Any) -> None
     page.unroute("**/v1/chat/completions")
     from sparrowlm.share.server.limits import Limits
 
-    model, script = serving.scripted("busy")
+    model, script = serving.scripted("busy", context=512)
     with serving.running([model], limits=Limits(queue=0), slots=1) as busy:
         script.seconds = 0.05
         here, other = visit(busy.url), visit(busy.url)
@@ -570,9 +568,7 @@ def test_conversations_are_kept_listed_exported_and_deleted(visit: Open, scene: 
     expect(page.locator(".open")).to_have_text(["two?"])
 
 
-def test_tokens_and_events_are_put_together_however_they_are_cut(
-    visit: Open, scene: Any
-) -> None:
+def test_tokens_and_events_are_put_together_however_they_are_cut(visit: Open, scene: Any) -> None:
     """Python's decoder is the authority, on whole text and on bytes that are none."""
     draw = random.Random(0)
     here = visit(scene.running.url)
@@ -590,7 +586,9 @@ def test_tokens_and_events_are_put_together_however_they_are_cut(
         assert sum(len(cell["tokens"]) for cell in cells) == len(parts)
         if raw is raws[0]:
             assert all("\ufffd" not in cell["text"] for cell in cells)
-    told = [json.dumps({"text": text, "n": at}, ensure_ascii=False) for at, text in enumerate(texts * 3)]
+    told = [
+        json.dumps({"text": text, "n": at}, ensure_ascii=False) for at, text in enumerate(texts * 3)
+    ]
     for end in ("\n", "\r\n"):
         stream = "".join(f": note{end}data: {one}{end}{end}" for one in told).encode()
         cuts = sorted(draw.sample(range(1, len(stream)), 30))
