@@ -13,6 +13,7 @@ from sparrowlm.errors import ConfigError
 from sparrowlm.report.read import Row, number
 from sparrowlm.report.watch.follow import CHUNK, Follower
 from sparrowlm.report.watch.track import Track
+from sparrowlm.report.words import printable
 
 State = Literal["waiting", "running", "finished", "stopped", "diverged"]
 
@@ -37,7 +38,7 @@ class Moments:
     def add(self, row: Row) -> None:
         """Take a row of samples.jsonl in."""
         step = int(number(row.get("step")) or 0)
-        text = {key: str(row.get(key) or "")[:TEXT_LENGTH] for key in ("prompt", "text")}
+        text = {key: _text(row.get(key)) for key in ("prompt", "text")}
         self.version += 1
         if self.steps and self.steps[-1][0] == step:
             self.steps[-1][1]["texts"][TEXTS - 1 :] = []
@@ -109,8 +110,7 @@ class WatchedRun:
             case "eval_whole":  # another measure than those before: no point of their curve
                 self.measured = row
             case "event":
-                message = str(row.get("message") or "")[:TEXT_LENGTH]
-                self.events.append({**_place(row), "message": message})
+                self.events.append({**_place(row), "message": _text(row.get("message"))})
 
     def config_text(self) -> str:
         """config.toml as it stands; empty where it cannot be read."""
@@ -235,6 +235,11 @@ def _config(text: str) -> dict[str, Any]:
 def _table(config: dict[str, Any], name: str) -> dict[str, Any]:
     table = config.get(name)
     return table if isinstance(table, dict) else {}
+
+
+def _text(value: Any) -> str:
+    """Words of a log as a page may show them."""
+    return printable(str(value or "")[:TEXT_LENGTH])
 
 
 def _place(row: Row) -> dict[str, float | None]:
