@@ -1,7 +1,7 @@
 // One chart on a canvas: lines of several runs over one axis, and a cursor that reads them.
 
 import { frame, label, logTicks, nearest, quantile, settled, smooth, ticks } from "./scale.js";
-import { figure, say } from "./words.js";
+import { figure, knows, say } from "./words.js";
 
 const LEFT = 50, RIGHT = 12, TOP = 8, BOTTOM = 24; // around the frame, in CSS pixels
 const DOTS = 60; // held-out points that are marked one by one
@@ -63,20 +63,23 @@ export class Chart {
   // Sizes, axes and words.
   measure() {
     const { key } = this.panel;
-    this.title.replaceChildren(build("b", "", null, say(key)));
-    const unit = say(`unit_${key}`);
-    if (unit !== `unit ${key}`) build("small", "", this.title, unit);
+    const [name, source] = key.split("/");
+    const title = source ? `${say(name)} · ${source}` : say(name);
+    this.title.replaceChildren(build("b", "", null, title));
+    if (knows(`unit_${name}`)) build("small", "", this.title, say(`unit_${name}`));
     this.width = this.plot.clientWidth;
     this.height = this.plot.clientHeight;
     this.end = Math.max(0, ...tracks(this.lines).map((track) => track.places.at(-1) ?? 0)) / this.view.unit;
     const positive = tracks(this.lines).every((track) => every(track.mean, (value) => value > 0));
     this.log = this.view.log && positive;
-    const values = [...bounds(this.lines, this.log)];
+    let values = [...bounds(this.lines, this.log)];
+    if (!values.length) values = filled(tracks(this.lines).flatMap((track) => track.mean));
+    if (!values.length) values = [0.5, 1];
     [this.low, this.high] = this.log ? stretched(values) : frame(values, { zero: this.panel.zero });
     const top = Math.max(...tracks(this.lines).map((track) => greatest(track.high ?? track.mean)));
     const above = top > this.high && this.lines.length;
     this.note.textContent = above ? say("above", figure(key, top)) : "";
-    this.plot.setAttribute("aria-label", `${say(key)}. ${this.spoken()} ${say("chartHelp")}`);
+    this.plot.setAttribute("aria-label", `${title}. ${this.spoken()} ${say("chartHelp")}`);
   }
 
   spoken() {

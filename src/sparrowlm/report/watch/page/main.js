@@ -109,9 +109,24 @@ function section(group) {
 }
 
 function chartOf(panel) {
-  const chart = new Chart(panel, (x) => charts.forEach((other) => other.element.isConnected && other.point(x)));
-  charts.set(panel.key, chart);
-  return chart.element;
+  if (!charts.has(panel.key)) charts.set(panel.key, new Chart(panel, pointAll));
+  return charts.get(panel.key).element;
+}
+
+// Every chart has the cursor at the same place.
+function pointAll(x) {
+  for (const chart of charts.values()) if (chart.element.isConnected) chart.point(x);
+}
+
+// Whether something is other than the last time. What stays is not drawn anew: somebody may be
+// selecting text in it.
+const drawn = new Map();
+
+function isNew(name, value) {
+  const text = JSON.stringify(value);
+  const changed = drawn.get(name) !== text;
+  drawn.set(name, text);
+  return changed;
 }
 
 const lineOf = (run, { key, held }, { axis }) => ({
@@ -135,33 +150,27 @@ async function showSamples() {
   slider.setAttribute("aria-valuetext", momentPlace(moments[place]));
   find("moment-place").textContent = moments.length
     ? `${momentPlace(moments[place])}  (${say("of", place + 1, moments.length)})` : "";
-  const shownNow = JSON.stringify([run?.id, place, moments[place], spoken()]);
-  if (find("samples").dataset.shown !== shownNow) {
-    find("samples").dataset.shown = shownNow;
-    showMoment(find("samples"), moments[place]);
-  }
+  if (isNew("samples", [run?.id, place, moments[place] ?? null, spoken()])) showMoment(find("samples"), moments[place]);
 }
-
-const compared = { key: "" };
 
 async function showSettings() {
   const options = runs().map(({ id }) => ({ value: id, text: id }));
   choices(find("a"), options);
   choices(find("b"), [{ value: "", text: say("defaults") }, ...options]);
   const [a, b] = [find("a").value, find("b").value];
-  // A resumed run may have other settings: ask again when a run begins anew.
-  const key = JSON.stringify([a, b, spoken(), runs().find(({ id }) => id === a)?.length]);
-  if (!a || key === compared.key) return;
-  compared.key = key;
+  // A run that is resumed for longer has other settings than before: ask again.
+  const lengths = runs().filter(({ id }) => id === a || id === b).map(({ length }) => length);
+  if (!a || !isNew("settings", [a, b, spoken(), lengths])) return;
   const rows = await store.difference(a, b).catch(() => null);
-  if (rows && key === compared.key) showDifference(find("difference"), rows, [a, b || say("defaults")]);
-  else if (!rows) compared.key = "";
+  if (!rows) drawn.delete("settings");
+  else if (find("a").value === a && find("b").value === b) showDifference(find("difference"), rows, [a, b || say("defaults")]);
 }
 
 function showEventsOfAll() {
   const events = shownRuns().flatMap((run) => (store.curves.get(run.id)?.events ?? [])
     .map((event) => ({ ...event, name: run.id, color: lookOf(run.id).color })));
-  showEvents(find("events"), events.reverse().slice(0, EVENTS));
+  const newest = events.reverse().slice(0, EVENTS);
+  if (isNew("events", [newest, spoken()])) showEvents(find("events"), newest);
 }
 
 let timer = 0;

@@ -22,7 +22,7 @@ export class Store {
     const before = this.curves.get(id);
     const query = new URLSearchParams({ run: id, known: before?.known ?? "" });
     const news = await ask(`/api/series?${query}`);
-    if (before && before.known === news.known) return false;
+    if (!news || before?.known === news.known) return false; // gone in between, or nothing new
     this.curves.set(id, {
       known: news.known,
       train: joined(before?.train, news.train),
@@ -36,7 +36,7 @@ export class Store {
     const held = this.written.get(run.id);
     if (held && held.version === run.samples) return held;
     const fresh = await ask(`/api/samples?${new URLSearchParams({ run: run.id })}`);
-    this.written.set(run.id, fresh);
+    if (fresh) this.written.set(run.id, fresh);
     return fresh;
   }
 
@@ -73,8 +73,10 @@ export function joined(before, news) {
   return { start: 0, width: news.width, axes, columns };
 }
 
+// What the server says; null of what is not there any more.
 async function ask(address) {
   const answer = await fetch(address);
+  if (answer.status === 404) return null;
   if (!answer.ok) throw new Error(`${address}: ${answer.status}`);
   return answer.json();
 }

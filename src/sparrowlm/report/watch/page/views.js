@@ -81,16 +81,11 @@ function how(run) {
 }
 
 // The choices of a list: [{value, text}]; what was chosen stays, where it is still there.
-export function choices(select, options, wanted) {
-  keyed(select, options, (option) => `=${option.value}`,
-    () => build("option"),
-    (element, option) => {
-      element.value = option.value;
-      element.textContent = option.text;
-    });
-  const value = [select.value, wanted].find((one) => options.some((option) => option.value === one));
-  if (wanted != null && options.some((option) => option.value === wanted)) select.value = wanted;
-  else if (value != null) select.value = value;
+export function choices(select, options) {
+  keyed(select, options, (option) => `=${option.value}`, () => build("option"), (element, option) => {
+    element.value = option.value;
+    element.textContent = option.text;
+  });
 }
 
 // What a run wrote at one moment.
