@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from support import byte_dataset, tiny_recipe
 
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.config import Recipe, ReportConfig, dump_recipe, load_recipe
@@ -19,6 +18,7 @@ from sparrowlm.errors import ConfigError
 from sparrowlm.pipeline import train
 from sparrowlm.report import sinks
 from sparrowlm.report.sinks import SINKS, forwarding, identity, tagged
+from support import byte_dataset, tiny_recipe
 
 
 class Silent:
@@ -193,7 +193,10 @@ def test_tensorboard_reads_what_the_log_says(trained: Callable[..., Path]) -> No
     pytest.importorskip("tensorboard")
     folder = trained(with_sinks(tiny_recipe(12), "tensorboard"))
     read = tensorboard_scalars(folder)
-    scalars = {tag: {point.step: point.value for point in read.Scalars(tag)} for tag in read.Tags()["scalars"]}
+    scalars = {
+        tag: {point.step: point.value for point in read.Scalars(tag)}
+        for tag in read.Tags()["scalars"]
+    }
     train_rows = {row["step"]: row["loss"] for row in log(folder, "train")}
     held_out = {row["step"]: row["val_loss"] for row in log(folder, "eval")}
     assert scalars["train/loss"] == pytest.approx(train_rows)

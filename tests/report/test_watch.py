@@ -104,7 +104,9 @@ def test_a_resumed_run_is_told_from_its_start(runs: Path) -> None:
     assert 250 < len(second["train"]["axes"]["step"]) < 300
 
 
-@pytest.mark.parametrize("known", ["", "1", "x,y,z", "1,1x,1x", "1,1x99999,1x5", ",,", "1,-1x-1,2x2"])
+@pytest.mark.parametrize(
+    "known", ["", "1", "x,y,z", "1,1x,1x", "1,1x99999,1x5", ",,", "1,-1x-1,2x2"]
+)
 def test_whatever_a_page_claims_to_know_it_gets_an_answer(runs: Path, known: str) -> None:
     watcher = Watcher([runs])
     whole(watcher)
@@ -115,7 +117,8 @@ def test_whatever_a_page_claims_to_know_it_gets_an_answer(runs: Path, known: str
 
 def rows(*losses: float | None) -> list[dict[str, Any]]:
     return [
-        {"loss": loss, "grad_norm": 1.0, "seconds": float(place)} for place, loss in enumerate(losses)
+        {"loss": loss, "grad_norm": 1.0, "seconds": float(place)}
+        for place, loss in enumerate(losses)
     ]
 
 
@@ -266,7 +269,11 @@ def test_another_sites_name_is_refused(port: int) -> None:
      "/api/difference?a=nobody&b=a", "/index.html/x", "//"],
 )  # fmt: skip
 def test_what_is_not_there_is_not_there(port: int, path: str) -> None:
-    assert get(port, path)[0].status in (200, 404) if path == "//" else get(port, path)[0].status == 404
+    assert (
+        get(port, path)[0].status in (200, 404)
+        if path == "//"
+        else get(port, path)[0].status == 404
+    )
 
 
 def test_nothing_is_taken_in(port: int) -> None:

@@ -62,7 +62,12 @@ class Visit:
         self.page = browser.new_page(viewport={"width": width, "height": 900}, **options)
         self.faults: list[str] = []
         self.asked: set[str] = set()
-        self.page.on("console", lambda said: self.faults.append(said.text) if said.type in ("error", "warning") else None)
+        self.page.on(
+            "console",
+            lambda said: (
+                self.faults.append(said.text) if said.type in ("error", "warning") else None
+            ),
+        )
         self.page.on("pageerror", lambda fault: self.faults.append(str(fault)))
         self.page.on("request", lambda request: self.asked.add(request.url))
         self.page.goto(self.origin)
@@ -132,13 +137,19 @@ def test_curves_grow_while_a_run_trains(visit: Callable[..., Visit], tmp_path: P
     command = [sys.executable, "-m", "sparrowlm", "train", "tiny.toml", "--out", "runs/live"]
     environment = os.environ | {"SPARROW_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     with (tmp_path / "said.txt").open("w") as said:
-        training = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=said, stderr=said)
+        training = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=said, stderr=said
+        )
         try:
             page.wait_for_selector(".run[data-state=running] .bar:not([hidden])", timeout=60_000)
             page.wait_for_selector(".chart canvas")
             before = shown_step(page)
             picture = page.locator(".chart canvas").first.screenshot()
-            page.wait_for_function("from => Number(document.querySelector('.where').textContent.match(/[\\d,]+/)[0].replaceAll(',', '')) > from + 20", arg=before, timeout=20_000)
+            page.wait_for_function(
+                "from => Number(document.querySelector('.where').textContent.match(/[\\d,]+/)[0].replaceAll(',', '')) > from + 20",
+                arg=before,
+                timeout=20_000,
+            )
             assert page.locator(".chart canvas").first.screenshot() != picture
             assert training.wait(60) == 0, (tmp_path / "said.txt").read_text()
         finally:
@@ -179,7 +190,9 @@ def test_a_person_without_a_mouse_reads_a_curve(visit: Callable[..., Visit], run
     newest = page.locator("#samples").inner_text()
     page.locator("#moment").focus()
     page.keyboard.press("ArrowLeft")
-    page.wait_for_function("newest => document.getElementById('samples').innerText !== newest", arg=newest)
+    page.wait_for_function(
+        "newest => document.getElementById('samples').innerText !== newest", arg=newest
+    )
     opened.check()
 
 
@@ -212,7 +225,9 @@ def test_the_pages_arithmetic_is_the_reports(visit: Callable[..., Visit], tmp_pa
     for width in (0.0, 0.02, 0.1):
         expected = [value for _, value in curves.smooth(list(enumerate(values)), width)]
         assert call(page, "scale", "smooth", values, width) == pytest.approx(expected)
-    assert call(page, "scale", "frame", [2.0, 3.0], {}) == pytest.approx(list(curves.frame([2.0, 3.0])))
+    assert call(page, "scale", "frame", [2.0, 3.0], {}) == pytest.approx(
+        list(curves.frame([2.0, 3.0]))
+    )
     assert call(page, "words", "missing") == []
     # What comes piece by piece is joined to the whole.
     track, held = Track(8), None
@@ -220,7 +235,13 @@ def test_the_pages_arithmetic_is_the_reports(visit: Callable[..., Visit], tmp_pa
         track.add({"step": step, "x": float(step % 5), **({"late": 1.0} if step > 6 else {})})
         if step % 3:
             same = held is not None and held["width"] == track.width
-            held = call(page, "store", "joined", held, track.part(len(held["axes"]["step"]) - 1 if same else 0))
+            held = call(
+                page,
+                "store",
+                "joined",
+                held,
+                track.part(len(held["axes"]["step"]) - 1 if same else 0),
+            )
             assert held == track.part()
 
 
@@ -255,8 +276,12 @@ SEEN = {
 
 def lab(color: tuple[float, float, float], seen: Any) -> list[float]:
     """CIELAB of an sRGB color as somebody sees it."""
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in color]
-    linear = [min(max(sum(a * b for a, b in zip(row, linear, strict=True)), 0.0), 1.0) for row in seen]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in color
+    ]
+    linear = [
+        min(max(sum(a * b for a, b in zip(row, linear, strict=True)), 0.0), 1.0) for row in seen
+    ]
     to_xyz = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
     white = (0.9505, 1.0, 1.089)
     x, y, z = (
@@ -279,7 +304,9 @@ def test_no_two_runs_look_alike_to_anybody(theme: str, vision: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_ends_is_missed_and_found_again(visit: Callable[..., Visit], runs: Path) -> None:
+def test_a_server_that_ends_is_missed_and_found_again(
+    visit: Callable[..., Visit], runs: Path
+) -> None:
     opened = visit(runs)
     opened.page.wait_for_selector(".chart canvas")
     opened.page.route("**/api/**", lambda route: route.abort())

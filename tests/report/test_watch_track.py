@@ -18,7 +18,9 @@ VALUES = st.floats(-1e6, 1e6) | st.none() | st.sampled_from([math.nan, math.inf]
 def filled(values: Sequence[float | None], buckets: int) -> Track:
     track = Track(buckets)
     for step, value in enumerate(values, 1):
-        track.add({"kind": "train", "step": step, "tokens": step * 8, "seconds": step / 4, "x": value})
+        track.add(
+            {"kind": "train", "step": step, "tokens": step * 8, "seconds": step / 4, "x": value}
+        )
     return track
 
 
@@ -63,10 +65,13 @@ def test_what_is_told_piece_by_piece_is_the_whole(sizes: list[int]) -> None:
         held = {
             "start": 0,
             "width": news["width"],
-            "axes": {name: held["axes"][name][:keep] + values for name, values in news["axes"].items()},
+            "axes": {
+                name: held["axes"][name][:keep] + values for name, values in news["axes"].items()
+            },
             "columns": {
                 key: {
-                    name: (old.get(key, {}).get(name, [None] * keep) + [None] * keep)[:keep] + values
+                    name: (old.get(key, {}).get(name, [None] * keep) + [None] * keep)[:keep]
+                    + values
                     for name, values in parts.items()
                 }
                 for key, parts in news["columns"].items()

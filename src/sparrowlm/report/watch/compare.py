@@ -75,9 +75,7 @@ def explained() -> dict[str, str]:
 
 
 def _explained(value: Any, before: str) -> dict[str, str]:
-    told = {
-        f"{before}{name.rstrip('_')}": text for name, text in meanings(type(value)).items()
-    }
+    told = {f"{before}{name.rstrip('_')}": text for name, text in meanings(type(value)).items()}
     for field in fields(value):
         inner = getattr(value, field.name)
         if is_dataclass(inner):

@@ -202,7 +202,9 @@ def diverged(first: Row, recent: list[Row], of_tokens: bool) -> bool:
     >>> diverged({"loss": 4.0}, [{"loss": 9.0, "grad_norm": 1.0}], True)
     True
     """
-    bad = [number(row.get("loss")) is None or number(row.get("grad_norm")) is None for row in recent]
+    bad = [
+        number(row.get("loss")) is None or number(row.get("grad_norm")) is None for row in recent
+    ]
     if len(bad) >= 3 and all(bad[-3:]):
         return True
     began, now = number(first.get("loss")), _mean(recent, "loss")

@@ -208,8 +208,9 @@ export class Chart {
     pen.strokeStyle = this.colors("--soft");
     pen.setLineDash([3, 3]);
     stroke(pen, [[Math.round(this.x(x)) + 0.5, TOP], [Math.round(this.x(x)) + 0.5, this.height - BOTTOM]]);
-    const shown = ticks(0, this.end || 1, 100);
-    this.told.replaceChildren(build("b", "", null, `${say(this.view.name)} ${label(x, shown)}`));
+    const place = label(x, ticks(0, this.end || 1, 100));
+    const where = this.view.name === "step" ? say("at", place) : `${place} ${say(this.view.name)}`;
+    this.told.replaceChildren(build("b", "", null, where));
     for (const line of this.lines) this.read(pen, line, x);
     const right = this.x(x) < this.width / 2;
     this.told.style.left = right ? `${this.x(x) + 12}px` : "auto";

@@ -90,9 +90,12 @@ function showCurves() {
     smoothing: Number(settings.smoothing) / 200, log: settings.log,
   };
   const groups = groupsOf(tracks);
-  if (!groups.length) find("curves").replaceChildren(build("p", "note", null, say(runs().length ? "choose" : "waiting")));
-  else for (const left of find("curves").querySelectorAll(":scope > p")) left.remove();
   find("key").hidden = !groups.length;
+  if (!groups.length) {
+    const word = runs().length && !shown.length ? "choose" : "waiting";
+    find("curves").replaceChildren(build("p", "note", null, say(word)));
+    return;
+  }
   keyed(find("curves"), groups, ({ group }) => group, ({ group }) => section(group), (part, { group, panels }) => {
     part.querySelector("h2").textContent = say(group);
     keyed(part.querySelector(".charts"), panels, ({ key }) => key, chartOf, (_, panel) => {

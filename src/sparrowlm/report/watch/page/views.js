@@ -52,8 +52,8 @@ export function listRuns(parent, runs, { isShown, lookOf, pick }) {
 
 // How far: step 640, 4.2M tokens, 3 min, 64 %, 2 s ago.
 function where(run) {
-  if (run.step == null) return run.behind ? say("reading", count(run.behind)) : say("waiting");
-  const parts = [`${say("step")} ${whole(run.step)}`, `${count(run.tokens)} ${say("tokens")}`, duration(run.seconds)];
+  if (run.step == null) return run.behind ? say("reading", `${count(run.behind)}B`) : say("waiting");
+  const parts = [say("at", whole(run.step)), `${count(run.tokens)} ${say("tokens")}`, duration(run.seconds)];
   if (run.progress != null && run.state !== "finished") {
     parts.push(`${Math.floor(run.progress * 100)} %`);
     if (run.state === "running" && run.progress > 0.02) {
@@ -104,7 +104,7 @@ export function showMoment(parent, moment) {
 }
 
 export const momentPlace = (moment) =>
-  moment ? [`${say("step")} ${whole(moment.step)}`, duration(moment.seconds)].filter(Boolean).join(" · ") : "";
+  moment ? [say("at", whole(moment.step)), duration(moment.seconds)].filter(Boolean).join(" · ") : "";
 
 // What two runs differ in.
 export function showDifference(parent, rows, [a, b]) {
