@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import json
+import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -104,52 +105,58 @@ def test_names_are_checked_like_any_setting(tmp_path: Path) -> None:
         load_recipe(path)
 
 
+def make(place: str, made: list[Broken]) -> Callable[[Path, int], Any]:
+    def build(run: Path, step: int) -> Broken:
+        made.append(Broken(place))
+        return made[-1]
+
+    return build
+
+
 @pytest.mark.parametrize("place", ["opening", "start", "row", "finish"])
 def test_a_sink_that_raises_is_switched_off_and_named(
-    place: str, trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[Broken] = []
-
-    def make(where: str) -> Callable[[Path, int], Any]:
-        def build(run: Path, step: int) -> Broken:
-            made.append(Broken(where))
-            return made[-1]
-
-        return build
-
-    monkeypatch.setattr(sinks, "SINKS", {"wandb": make(place), "trackio": make("never")})
-    display = Silent()
-    folder = trained(with_sinks(tiny_recipe(6), "wandb", "trackio"), display)
-    whole = made[-1]
-    assert [row["step"] for row in log(folder, "train")] == [1, 2, 3, 4, 5, 6]
-    assert (folder / "summary.json").is_file()
-    assert display.calls.count("step") == 6
-    assert whole.rows == [1, 2, 3, 4, 5, 6, 6], "the other goes on; the last is a measurement"
-    said = [text for text in display.events if "sink" in text]
-    assert said == [f"sink wandb is off from here on: RuntimeError: the tracker fails at {place}"]
-    assert [row["message"] for row in log(folder, "event")] == said
+    broken: list[Broken] = []
+    whole: list[Broken] = []
+    both = {"wandb": make(place, broken), "trackio": make("never", whole)}
+    monkeypatch.setattr(sinks, "SINKS", both)
+    display, logged = Silent(), []
+    recipe = with_sinks(Recipe(), "wandb", "trackio")
+    with forwarding(display, recipe, Path("x"), 0, logged.append) as told:
+        told.start([], total_steps=6, seconds=0.0)
+        for step in range(1, 7):
+            told.step({"kind": "train", "step": step, "seconds": step / 4, "loss": 3.0})
+        told.evaluation({"kind": "eval", "step": 6, "seconds": 1.5, "val_loss": 3.0})
+        told.finish({})
+    assert display.calls == ["start", *["step"] * 6, "evaluation", "finish"]
+    assert whole[0].rows == [1, 2, 3, 4, 5, 6, 6], "the other goes on"
+    message = f"sink wandb is off from here on: RuntimeError: the tracker fails at {place}"
+    assert display.events == [message]
+    assert [row["message"] for row in logged] == [message]
     if place == "row":
-        assert made[0].rows == [1, 2, 3], "it is not asked again"
+        assert broken[0].rows == [1, 2, 3], "it is not asked again"
+        assert logged[0] == {"kind": "event", "step": 3, "seconds": 0.75, "message": message}
 
 
 def test_a_package_that_is_missing_is_named_with_its_extra(
-    trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "wandb" else real(name)
     )
     display = Silent()
-    trained(with_sinks(tiny_recipe(2), "wandb"), display)
+    with forwarding(display, with_sinks(Recipe(), "wandb"), Path("x"), 0, print) as told:
+        told.start([], total_steps=1, seconds=0.0)
     assert len(display.events) == 1
     assert 'pip install "sparrowlm[wandb]"' in display.events[0]
 
 
-def test_nothing_is_loaded_or_written_unless_named(trained: Callable[..., Path]) -> None:
+def test_nothing_is_in_between_unless_named() -> None:
     display = Silent()
     with forwarding(display, Recipe(), Path("nowhere"), 0, print) as same:
         assert same is display
-    assert not (trained(tiny_recipe(2)) / "sinks").exists()
 
 
 def test_sinks_are_closed_where_a_run_ends_by_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,41 +196,34 @@ def tensorboard_scalars(folder: Path) -> Any:
     return read
 
 
-def test_tensorboard_reads_what_the_log_says(trained: Callable[..., Path]) -> None:
+def test_tensorboard_reads_what_the_log_says_beside_a_sink_that_fails(
+    trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a resumed run as one: what was written behind its checkpoint is gone in both."""
     pytest.importorskip("tensorboard")
-    folder = trained(with_sinks(tiny_recipe(12), "tensorboard"))
-    read = tensorboard_scalars(folder)
-    scalars = {
-        tag: {point.step: point.value for point in read.Scalars(tag)}
-        for tag in read.Tags()["scalars"]
-    }
-    train_rows = {row["step"]: row["loss"] for row in log(folder, "train")}
-    held_out = {row["step"]: row["val_loss"] for row in log(folder, "eval")}
-    assert scalars["train/loss"] == pytest.approx(train_rows)
-    assert scalars["val/loss"] == pytest.approx(held_out)
-    assert "train/bits_per_byte" not in scalars, "it has no tokenizer, so that is unknown"
-    [config] = [event.tensor_proto.string_val[0] for event in read.Tensors("config")]
-    assert b"| optim.lr | `0.01` |" in config
-
-
-def test_tensorboard_shows_a_resumed_run_as_one(trained: Callable[..., Path]) -> None:
-    """What was written behind the checkpoint before the run was killed is gone in both."""
-    pytest.importorskip("tensorboard")
-    recipe = with_sinks(tiny_recipe(12), "tensorboard")
+    monkeypatch.setitem(sinks.SINKS, "wandb", make("row", []))
+    recipe = with_sinks(tiny_recipe(12), "tensorboard", "wandb")
     asked = iter([False] * 6 + [True] * 99)
     folder = trained(recipe, should_stop=lambda: next(asked))
+    assert [row["message"][:14] for row in log(folder, "event")] == ["sink wandb is "]
     stopped = log(folder, "train")[-1]["step"]
-    assert 2 < stopped < 12
+    assert 3 < stopped < 12
     # As if it had gone on for two steps that no checkpoint has.
     late = sinks.TensorBoard(folder, 0)
     for step in (stopped + 1, stopped + 2):
         late.row(step, {"train/loss": 99.0})
     late.finish()
     trained(recipe, resume=True)
-    points = tensorboard_scalars(folder).Scalars("train/loss")
-    found = [(point.step, point.value) for point in points]
+    read = tensorboard_scalars(folder)
+    found = [(point.step, point.value) for point in read.Scalars("train/loss")]
+    assert found == [(row["step"], pytest.approx(row["loss"])) for row in log(folder, "train")]
     assert [step for step, _ in found] == list(range(1, 13))
-    assert max(value for _, value in found) < 10.0
+    held_out = {row["step"]: row["val_loss"] for row in log(folder, "eval")}
+    scalars = {point.step: point.value for point in read.Scalars("val/loss")}
+    assert scalars == pytest.approx(held_out)
+    assert "train/bits_per_byte" not in read.Tags()["scalars"], "without a tokenizer it is unknown"
+    config = read.Tensors("config")[0].tensor_proto.string_val[0]
+    assert b"| optim.lr | `0.01` |" in config
 
 
 def test_wandb_keeps_a_run_without_an_account(
@@ -236,9 +236,13 @@ def test_wandb_keeps_a_run_without_an_account(
     assert display.events == []
     [kept] = (folder / "sinks" / "wandb").rglob("*.wandb")
     assert kept.parent.name.startswith("offline-run-")
+    end = time.monotonic() + 20
+    while b"val/loss" not in kept.read_bytes() and time.monotonic() < end:
+        time.sleep(0.05)  # a process of its own writes it
     content = kept.read_bytes()
     assert b"train/loss" in content
     assert b"val/loss" in content
+    assert os.environ["WANDB_ERROR_REPORTING"] == "false"
 
 
 def test_swanlab_keeps_a_run_without_an_account(
@@ -261,7 +265,5 @@ def test_trackio_keeps_a_run_without_an_account(
     display = Silent()
     trained(with_sinks(tiny_recipe(4), "trackio"), display)
     assert display.events == []
-    import trackio
-
-    [name] = trackio.Api().runs("sparrow")
-    assert json.dumps(name, default=str)
+    kept = [path for path in (tmp_path / "trackio").rglob("*") if path.is_file()]
+    assert any(b"train/loss" in path.read_bytes() for path in kept)

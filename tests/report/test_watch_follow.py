@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,7 @@ class Told:
 
     def read_all(self, limit: int = CHUNK) -> None:
         self.read(limit)
-        while self.follower.behind and self.follower.path.read_bytes()[
-            self.follower.offset :
-        ].count(b"\n"):
+        while self.follower.behind:
             self.read(limit)
 
 
@@ -62,7 +61,7 @@ def test_any_cutting_of_writes_gives_the_same_rows(
     content = b"".join(line(number, text) for number, text in enumerate(texts))
     places = sorted({0, len(content), *(cut % (len(content) + 1) for cut in cuts)})
     told = Told(path)
-    for start, stop in zip(places, places[1:], strict=False):
+    for start, stop in pairwise(places):
         with path.open("ab") as file:
             file.write(content[start:stop])
         told.read(limit)
@@ -103,7 +102,7 @@ def test_a_killed_writers_last_line_is_left_for_later(tmp_path: Path) -> None:
     told.read()
     assert [row["step"] for row in told.rows] == [1]
     told.read()
-    assert told.follower.behind == len(line(2)) - 9
+    assert told.follower.behind == 0, "nothing to wait for but the writer"
     os.truncate(path, len(line(1)))  # as a resumed run does
     with path.open("ab") as file:
         file.write(line(3) + line(4))

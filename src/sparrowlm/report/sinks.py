@@ -21,7 +21,7 @@ from sparrowlm import files
 from sparrowlm.config import Recipe, dump_recipe
 from sparrowlm.report.read import Row, number
 from sparrowlm.report.watch.compare import settings
-from sparrowlm.runtime import env
+from sparrowlm.runtime import env, env_default
 from sparrowlm.text.extras import need
 from sparrowlm.train.sitting import Display
 
@@ -89,6 +89,8 @@ class TensorBoard:
 class WandB:
     """Weights & Biases, offline unless `WANDB_MODE` says otherwise; `wandb sync` sends it later.
 
+    Offline it would still report its own errors to its makers, which is off then, too.
+
     A resumed run has the id of the run before, so both parts become one where they are sent.
 
     Args:
@@ -97,7 +99,9 @@ class WandB:
     """
 
     def __init__(self, run: Path, step: int) -> None:
-        self.run, self.step = run, step
+        self.run, self.mode = run, env("WANDB_MODE", "offline")
+        if self.mode == "offline":
+            env_default("WANDB_ERROR_REPORTING", "false")  # read when it is loaded
         self.wandb = need("wandb", "wandb", "report.sinks")
 
     def start(self, config: Mapping[str, Any]) -> None:
@@ -109,7 +113,7 @@ class WandB:
             name=self.run.resolve().name,
             id=identity(folder),
             dir=str(folder),
-            mode=env("WANDB_MODE", "offline"),
+            mode=self.mode,
             resume="allow",
             config=dict(config),
             # The terminal is the display's.
@@ -134,7 +138,7 @@ class SwanLab:
     """
 
     def __init__(self, run: Path, step: int) -> None:
-        self.run, self.step = run, step
+        self.run = run
         self.swanlab = need("swanlab", "swanlab", "report.sinks")
 
     def start(self, config: Mapping[str, Any]) -> None:
@@ -142,7 +146,9 @@ class SwanLab:
         folder = self.run / "sinks" / "swanlab"
         folder.mkdir(parents=True, exist_ok=True)
         mode = env("SWANLAB_MODE", "offline")
-        again = {"id": identity(folder), "resume": "allow"} if mode == "cloud" else {}
+        # Offline it begins a new run each time, and refuses an id or leaves it out.
+        online = mode in ("cloud", "online")
+        again = {"id": identity(folder), "resume": "allow"} if online else {}
         self.tracked = self.swanlab.init(
             project=env("SWANLAB_PROJ_NAME", PROJECT),
             experiment_name=self.run.resolve().name,
@@ -171,7 +177,7 @@ class Trackio:
     """
 
     def __init__(self, run: Path, step: int) -> None:
-        self.run, self.step = run, step
+        self.run = run
         self.trackio = need("trackio", "trackio", "report.sinks")
 
     def start(self, config: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ class Follower:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.offset = 0  # everything before was told
-        self.behind = 0  # bytes that are there and were not read yet
+        self.behind = _size(path)  # bytes that the next reading may bring
         self.broken = 0  # lines that are no JSON, or longer than a reading
         self._before = b""
         self._in_long_line = False
@@ -56,8 +56,10 @@ class Follower:
             restarted = self.offset > 0
             self._forget()
             return News([], restarted)
-        lines = self._whole_lines(content, full=len(content) == limit)
-        self.behind = max(size - self.offset, 0)
+        full = len(content) == limit
+        lines = self._whole_lines(content, full=full)
+        # What follows the last line end of a file is no line, until its writer ends it.
+        self.behind = max(size - self.offset, 0) if full else 0
         return News([row for line in lines if (row := self._row(line)) is not None], restarted)
 
     def _still_there(self, file: BinaryIO, size: int) -> bool:
@@ -94,3 +96,10 @@ class Follower:
             self.broken += 1
             return None
         return row if isinstance(row, dict) else None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -1,14 +1,14 @@
 // One chart on a canvas: lines of several runs over one axis, and a cursor that reads them.
 
 import { frame, label, logTicks, nearest, quantile, settled, smooth, ticks } from "./scale.js";
-import { figure, knows, say } from "./words.js";
+import { figure, knows, say, tickText } from "./words.js";
 
 const LEFT = 50, RIGHT = 12, TOP = 8, BOTTOM = 24; // around the frame, in CSS pixels
 const DOTS = 60; // held-out points that are marked one by one
 const FONT = '11px system-ui, -apple-system, "Segoe UI", "Noto Sans", "PingFang SC", "Microsoft YaHei", sans-serif';
 
 export class Chart {
-  // `panel` is {key, held, zero}; `move(x)` is called where the cursor goes, with null where it leaves.
+  // `panel` is one of panels.js; `move(x)` is called where the cursor goes, with null where it leaves.
   constructor(panel, move) {
     this.panel = panel;
     this.move = move;
@@ -28,7 +28,7 @@ export class Chart {
   }
 
   listen() {
-    const follow = (event) => this.move(this.valueAt(event.offsetX));
+    const follow = (event) => this.move(this.valueAt(event.offsetX), this);
     this.plot.addEventListener("pointermove", follow);
     this.plot.addEventListener("pointerdown", follow);
     this.plot.addEventListener("pointerleave", () => this.move(null));
@@ -40,7 +40,7 @@ export class Chart {
       event.preventDefault();
       const from = this.cursor ?? (way < 0 ? this.end : 0);
       const pace = this.end / (event.shiftKey ? 10 : 100);
-      this.move(Math.min(Math.max(from + way * pace, 0), this.end));
+      this.move(Math.min(Math.max(from + way * pace, 0), this.end), this);
     });
   }
 
@@ -48,7 +48,7 @@ export class Chart {
   // `view` is {axis: name, unit: what one of its units holds, smoothing: share, log}.
   show(lines, view) {
     this.view = view;
-    this.lines = lines.map((line) => prepared(line, view.smoothing))
+    this.lines = lines.map((line) => prepared(line, this.panel.exact ? 0 : view.smoothing))
       .filter(({ train, held }) => train || held);
     this.draw();
   }
@@ -131,7 +131,7 @@ export class Chart {
     for (const tick of heights) {
       const y = Math.round(this.y(tick)) + 0.5;
       stroke(pen, [[LEFT, y], [this.width - RIGHT, y]]);
-      pen.fillText(this.log ? label(tick, [tick]) : label(tick, heights), LEFT - 8, y);
+      pen.fillText(tickText(this.panel.key, tick, this.log ? [tick] : heights), LEFT - 8, y);
     }
     pen.strokeStyle = this.colors("--faint");
     stroke(pen, [[LEFT, this.height - BOTTOM + 0.5], [this.width - RIGHT, this.height - BOTTOM + 0.5]]);
@@ -151,7 +151,7 @@ export class Chart {
   // What lies behind a smoothed line: its range where a place stands for many steps, else each step.
   band(pen, { color, train }) {
     if (!train || train.calm === train.mean && !train.low) return;
-    pen.globalAlpha = train.low ? 0.16 : 0.26;
+    pen.globalAlpha = train.low ? 0.16 : 0.22;
     if (train.low) {
       const outline = (values) => this.points({ ...train, mean: values }).filter(Boolean);
       const shape = [...outline(train.high), ...outline(train.low).reverse()];
@@ -199,9 +199,12 @@ export class Chart {
       : [this.x(places[index] / this.view.unit), Math.min(Math.max(this.y(value), -this.height), 2 * this.height)]);
   }
 
-  // Show what all lines are at `x` of the axis; nothing where it is null.
-  point(x) {
+  // Show what all lines are at `x` of the axis, with their names where `whole`; nothing where it
+  // is null.
+  point(x, whole = this.whole) {
     this.cursor = x;
+    this.whole = whole;
+    this.told.classList.toggle("brief", !whole);
     const pen = penOf(this.cover, this.width, this.height);
     this.told.hidden = x == null || !this.lines.length;
     if (this.told.hidden) return;
@@ -221,6 +224,8 @@ export class Chart {
     const parts = [[train && { ...train, mean: train.calm }, "train"], [held, "held"]];
     for (const [track, kind] of parts) {
       if (!track?.places.length) continue;
+      const end = track.places.at(-1) / this.view.unit;
+      if (x > end + this.end / 100) continue; // it has not come so far
       const at = nearest(track.places, x * this.view.unit);
       const value = track.mean[at];
       if (value == null) continue;

@@ -116,9 +116,9 @@ function chartOf(panel) {
   return charts.get(panel.key).element;
 }
 
-// Every chart has the cursor at the same place.
-function pointAll(x) {
-  for (const chart of charts.values()) if (chart.element.isConnected) chart.point(x);
+// Every chart has the cursor at the same place; the one that it is on says whose the values are.
+function pointAll(x, chart) {
+  for (const other of charts.values()) if (other.element.isConnected) other.point(x, other === chart);
 }
 
 // Whether something is other than the last time. What stays is not drawn anew: somebody may be

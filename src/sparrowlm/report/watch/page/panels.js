@@ -6,11 +6,12 @@ const FIXED = {
   machine: ["tokens_per_second", "mfu", "memory_bytes"],
 };
 const FROM_ZERO = new Set(["lr", "grad_norm", "tokens_per_second", "mfu", "memory_bytes"]);
+const EXACT = new Set(["lr", "memory_bytes"]); // no noise to smooth away
 const NO_CURVE = new Set(["skipped"]);
 // What a person looks at first in a stage that judges answers.
 const FIRST = ["reward", "accuracy", "margin", "kl", "entropy"];
 
-// [{group, panels: [{key, held, zero}]}] of what the shown runs have logged. A panel draws the
+// [{group, panels: [{key, held, zero, exact}]}] of what the shown runs have logged. A panel draws the
 // training value `key` and, with it, the held-out value `held`.
 export function groupsOf(tracks) {
   const train = new Set(), held = new Set();
@@ -22,7 +23,7 @@ export function groupsOf(tracks) {
   const bare = [...held].map((key) => key.replace(/^val_/, ""));
   const others = [...new Set([...train, ...bare])]
     .filter((key) => !fixed.has(key) && !NO_CURVE.has(key) && !key.startsWith("tokens/"));
-  const panel = (key) => ({ key, held: `val_${key}`, zero: FROM_ZERO.has(key) });
+  const panel = (key) => ({ key, held: `val_${key}`, zero: FROM_ZERO.has(key), exact: EXACT.has(key) });
   const there = ({ key, held: other }) => train.has(key) || held.has(other);
   const rank = (key) => (FIRST.includes(key) ? FIRST.indexOf(key) : FIRST.length);
   const groups = {

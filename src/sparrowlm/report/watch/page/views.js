@@ -68,7 +68,7 @@ function where(run) {
 // How well: loss 3.21 · held out 3.05 · 1.402 bits per byte.
 function how(run) {
   const parts = [];
-  const tell = (word, key, value) => value != null && parts.push(`${word} ${figure(key, value)}`);
+  const tell = (word, key, value) => value != null && parts.push(`${word.toLowerCase()} ${figure(key, value)}`);
   tell(say("loss"), "loss", run.loss);
   tell(say("reward"), "reward", run.reward);
   for (const key of ["val_loss", "val_bits_per_byte", "val_reward", "val_accuracy"]) {

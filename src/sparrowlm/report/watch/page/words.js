@@ -1,5 +1,7 @@
 // What the page says, in English and Chinese, and how it writes numbers.
 
+import { label } from "./scale.js";
+
 const WORDS = {
   en: {
     title: "Watching runs",
@@ -144,6 +146,12 @@ export function figure(key, value) {
   if (name === "mfu") return `${Math.round(value * 100)} %`;
   if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e5)) return value.toExponential(2);
   return Math.abs(value) >= 100 ? value.toFixed(1) : value.toFixed(3);
+}
+
+// A tick in the unit of its panel.
+export function tickText(key, tick, all) {
+  if (key === "memory_bytes" && tick) return bytes(tick);
+  return key === "mfu" ? `${label(tick * 100, all.map((other) => other * 100))} %` : label(tick, all);
 }
 
 const trim = (digits) => (digits.includes("e") ? String(Number(digits))
