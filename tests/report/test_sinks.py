@@ -167,12 +167,14 @@ def test_sinks_are_closed_where_a_run_ends_by_a_fault(monkeypatch: pytest.Monkey
             closed.append(self)
 
     monkeypatch.setattr(sinks, "SINKS", {"wandb": lambda run, step: Counting("never")})
-    with (
-        pytest.raises(KeyboardInterrupt),
-        forwarding(Silent(), with_sinks(Recipe(), "wandb"), Path("x"), 0, print) as display,
-    ):
-        display.start([], total_steps=1, seconds=0.0)
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with forwarding(Silent(), with_sinks(Recipe(), "wandb"), Path("x"), 0, print) as display:
+            display.start([], total_steps=1, seconds=0.0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert len(closed) == 1
 
 
@@ -196,11 +198,28 @@ def tensorboard_scalars(folder: Path) -> Any:
     return read
 
 
+def test_tensorboard_reads_what_it_was_told(tmp_path: Path) -> None:
+    sink = sinks.TensorBoard(tmp_path, 0)
+    sink.start({"train.seed": 1337})
+    for step in range(1, 9):
+        sink.row(step, {"train/loss": 1 / step})
+    sink.row(8, {"val/loss": 0.5})
+    sink.finish()
+    again = sinks.TensorBoard(tmp_path, 5)  # resumed: 6 to 8 are done once more
+    again.start({"train.seed": 1337})
+    again.row(6, {"train/loss": 6.0})
+    again.finish()
+    read = tensorboard_scalars(tmp_path)
+    found = [(point.step, point.value) for point in read.Scalars("train/loss")]
+    assert found == [*((step, pytest.approx(1 / step)) for step in range(1, 6)), (6, 6.0)]
+    assert b"| train.seed | `1337` |" in read.Tensors("config")[0].tensor_proto.string_val[0]
+
+
+@pytest.mark.slow
 def test_tensorboard_reads_what_the_log_says_beside_a_sink_that_fails(
     trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a resumed run as one: what was written behind its checkpoint is gone in both."""
-    pytest.importorskip("tensorboard")
     monkeypatch.setitem(sinks.SINKS, "wandb", make("row", []))
     recipe = with_sinks(tiny_recipe(12), "tensorboard", "wandb")
     asked = iter([False] * 6 + [True] * 99)
@@ -226,6 +245,7 @@ def test_tensorboard_reads_what_the_log_says_beside_a_sink_that_fails(
     assert b"| optim.lr | `0.01` |" in config
 
 
+@pytest.mark.slow
 def test_wandb_keeps_a_run_without_an_account(
     trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +265,7 @@ def test_wandb_keeps_a_run_without_an_account(
     assert os.environ["WANDB_ERROR_REPORTING"] == "false"
 
 
+@pytest.mark.slow
 def test_swanlab_keeps_a_run_without_an_account(
     trained: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +278,7 @@ def test_swanlab_keeps_a_run_without_an_account(
     assert any(b"train/loss" in path.read_bytes() for path in kept)
 
 
+@pytest.mark.slow
 def test_trackio_keeps_a_run_without_an_account(
     trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -165,17 +166,17 @@ def test_how_far_a_run_is() -> None:
 
 def test_samples_are_few_enough_and_the_newest_is_there() -> None:
     moments = Moments()
-    for step in range(10_000):
+    for step in range(1000):
         moments.add({"step": step, "prompt": "a", "text": f"{step}\x1b[2J"})
-        moments.add({"step": step, "prompt": "b", "text": "x" * 9000})
+        moments.add({"step": step, "prompt": "b", "text": "x" * (9000 if step == 999 else 1)})
         steps = [moment["step"] for moment in moments.told()]
         assert steps[-1] == step
         assert steps[0] == 0
     assert watched.MOMENTS // 2 <= len(steps) <= watched.MOMENTS + 1
-    gaps = {after - before for before, after in zip(steps, steps[1:-1], strict=False)}
+    gaps = {after - before for before, after in pairwise(steps[:-1])}
     assert len(gaps) == 1, "evenly spread"
     last = moments.told()[-1]["texts"]
-    assert last[0]["text"] == "9999�[2J", "no control character"
+    assert last[0]["text"] == "999�[2J", "no control character"
     assert len(last[1]["text"]) == watched.TEXT_LENGTH
 
 
@@ -297,14 +298,15 @@ def test_a_taken_port_is_told_or_passed_over(port: int, monkeypatch: pytest.Monk
         assert other.server_address[1] != port
 
 
-def test_a_hundred_thousand_rows_are_read_a_little_at_a_time(
+def test_a_long_log_is_read_a_little_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sparrowlm.report.watch.watcher.AT_ONCE", 0.0)
+    monkeypatch.setattr("sparrowlm.report.watch.watcher.CHUNK", 150_000)
     folder = tmp_path / "long"
     folder.mkdir()
     line = '{"kind": "train", "step": %d, "loss": 2.5, "grad_norm": 0.3, "seconds": 1.0}\n'
-    (folder / "metrics.jsonl").write_text("".join(line % step for step in range(1, 100_001)))
+    (folder / "metrics.jsonl").write_text("".join(line % step for step in range(1, 10_001)))
     watcher = Watcher([tmp_path])
     answers, longest = 0, 0.0
     while True:
@@ -314,8 +316,8 @@ def test_a_hundred_thousand_rows_are_read_a_little_at_a_time(
         answers += 1
         if not json.loads(content)["runs"][0]["behind"]:
             break
-    assert answers > 1
+    assert answers > 4
     assert longest < 5.0
     content = answer(watcher, "/api/series?run=long")[2]
-    assert json.loads(content)["train"]["axes"]["step"][-1] == 100_000
+    assert json.loads(content)["train"]["axes"]["step"][-1] == 10_000
     assert len(content) < 200_000

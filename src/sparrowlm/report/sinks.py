@@ -185,7 +185,7 @@ class Trackio:
         folder = self.run / "sinks" / "trackio"
         folder.mkdir(parents=True, exist_ok=True)
         self.trackio.init(
-            project=env("TRACKIO_PROJECT", PROJECT),
+            project=PROJECT,
             name=f"{self.run.resolve().name}-{identity(folder)[:6]}",
             config=dict(config),
             resume="allow",

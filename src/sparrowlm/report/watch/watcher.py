@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparrowlm.report.watch.compare import defaults, differences
+from sparrowlm.report.watch.follow import CHUNK
 from sparrowlm.report.watch.run import WatchedRun
 
 MOST = 200  # runs that are followed at once
@@ -107,7 +108,7 @@ class Watcher:
         for _ in range(len(self._turn)):
             name = self._turn.popleft()
             self._turn.append(name)
-            self.runs[name].read()
+            self.runs[name].read(CHUNK)
             if time.monotonic() > end:
                 return
 
