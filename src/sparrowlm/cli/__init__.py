@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("adopt:adopt", "turn another project's checkpoint into a run"),
     "plan": ("plan:plan", "what a recipe will need, before anything starts"),
     "report": ("report:report", "write a run's report.html and loss.png"),
+    "watch": ("watch:watch", "a local page over runs, live while they train"),
     "tokenizer train": ("tokenizer:train", "learn a vocabulary from text"),
     "tokenizer inspect": ("tokenizer:inspect", "see how a vocabulary cuts text"),
     "data prepare": ("data:prepare", "turn text into tokens on disk"),
