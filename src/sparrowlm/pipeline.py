@@ -305,7 +305,8 @@ def _writer(
         if len(asked) > engine.context:
             return ""  # a long question is no reason to end a run
         request = Request(asked, sampling, ends=chat.end_ids)
-        return "".join(piece.text for piece in engine.stream([request]))
+        # An answer stands on a line of its own wherever a sample is shown behind its prompt.
+        return "\n" + "".join(piece.text for piece in engine.stream([request]))
 
     return write
 

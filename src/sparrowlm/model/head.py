@@ -86,6 +86,10 @@ def summed_nll(
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
         bias = None if bias is None else bias.detach()
+    # Of a conversation half or less counts, and the rest needs none of the products. Finding it
+    # would make a GPU wait and a compiler stop.
+    if hidden.device.type == "cpu" and not torch.compiler.is_compiling() and not mask.all():
+        hidden, targets, mask = hidden[mask], targets[mask], mask[mask]
     return _SummedNll.apply(hidden, weight, targets.where(mask, 0), mask, bias)
 
 
@@ -104,7 +108,7 @@ class _SummedNll(torch.autograd.Function):
         wants_hidden, wants_weight, *_, wants_bias = ctx.needs_input_grad
         narrow, wide = product_dtype(hidden), torch.promote_types(hidden.dtype, torch.float32)
         rows, table = hidden.to(narrow), weight.to(narrow)
-        size = min(chunk_rows(len(table)), len(rows))
+        size = max(1, min(chunk_rows(len(table)), len(rows)))
         # Taken once: on a CPU, fresh memory of this size costs as much as writing it.
         logits = rows.new_empty(size, len(table))
         odds = logits.new_empty(logits.shape, dtype=wide)
