@@ -25,7 +25,10 @@ def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparrowlm.pipeline.matmul_rate", lambda *_: 1e11)
 
 
-def again(run: Path, reading: Reading = Reading()) -> dict[str, dict[str, float | None]]:  # noqa: B008
+WHOLE = Reading()
+
+
+def again(run: Path, reading: Reading = WHOLE) -> dict[str, dict[str, float | None]]:
     """{what was measured: {figure: value}}."""
     loaded = load_run(run, "cpu", "float32")
     found = held_out(find_run(run)[0], loaded.step, loaded.model, loaded.runtime, reading)
@@ -42,7 +45,10 @@ def logged(run: Path, kind: str = "eval") -> dict[str, Any]:
 def with_chats(folder: Path) -> Recipe:
     """Sums as chats."""
     rows = [
-        [{"role": "user", "content": f"{a}+{b}?"}, {"role": "assistant", "content": f"{a + b}."}]
+        [
+            {"role": "user", "content": f"{a}+{b}?"},
+            {"role": "assistant", "content": f"It is {a + b}."},
+        ]
         for a in range(10)
         for b in range(4)
     ]

@@ -97,9 +97,7 @@ def measure_data(
         DataError: nothing there that can be read.
         ConfigError: prepared with another vocabulary, or no such split.
     """
-    dataset = open_data(
-        path, subject, vocabulary, reading, kind, config or DataConfig(), progress
-    )
+    dataset = open_data(path, subject, vocabulary, reading, kind, config or DataConfig(), progress)
     if dataset.tokenizer is None or dataset.tokenizer.fingerprint != subject.tokenizer.fingerprint:
         raise ConfigError(
             "was prepared with another vocabulary than the run's",
@@ -151,7 +149,9 @@ def open_data(
     """
     folder = Path(path)
     if is_dataset(folder):
-        return open_dataset(folder, token_dtype=config.token_dtype, tokenizer=subject.tokenizer)
+        # nanoGPT's folder says its characters itself, or nothing of its vocabulary.
+        own = None if (folder / "meta.pkl").is_file() else subject.tokenizer
+        return open_dataset(folder, token_dtype=config.token_dtype, tokenizer=own)
     if is_sequences(folder):
         return open_sequences(folder)
     sources = as_sources([path], config.mirror)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 REMOTE = ("huggingface_hub", "httpx", "requests", "aiohttp", "fsspec")
 """Packages whose exceptions say that a dataset could not be fetched."""
-FETCHING = "reach the dataset of"
 
 
 def harness(
@@ -56,7 +55,10 @@ def harness(
 
     if folder is not None and not folder.is_dir():
         raise ConfigError("no such folder", where="--harness-tasks", fix=f"it says {folder}")
-    manager = TaskManager(include_path=None if folder is None else str(folder))
+    manager = TaskManager(include_path=str(folder), include_defaults=False) if folder else None
+    if manager is None or not set(names) <= set(manager.all_tasks):
+        # Thousands of files are read to know the names: not where a folder has them all.
+        manager = TaskManager(include_path=str(folder) if folder else None)
     _check(names, manager)
     found = simple_evaluate(
         model=SparrowLM(subject, chat=chat, progress=progress),
@@ -68,7 +70,7 @@ def harness(
         log_samples=False,
     )
     assert found is not None, "one process, which has the results"
-    return _measured(found, names)
+    return _measured(dict(found), names)
 
 
 def _check(names: Sequence[str], manager: TaskManager) -> None:
@@ -102,7 +104,7 @@ def _loaded(names: Sequence[str], manager: TaskManager) -> list[Any]:
             if not is_remote(fault):
                 raise
             raise EnvironmentFault(
-                f"cannot {FETCHING} {name}: {_first_line(fault)}",
+                f"cannot reach the dataset of {name}: {_first_line(fault)}",
                 where="--harness",
                 why="lm-eval takes it from the Hugging Face hub",
                 fix="set HF_ENDPOINT to a mirror that you reach; with HF_HUB_OFFLINE=1 only what is"

@@ -112,9 +112,7 @@ class SparrowLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """(nats, greedy decoding would write it) of each continuation."""
         sequences = [[*context, *own][-(self.max_length + 1) :] for _, context, own in requests]
-        first = [
-            len(ids) - len(own) for ids, (_, _, own) in zip(sequences, requests, strict=True)
-        ]
+        first = [len(ids) - len(own) for ids, (_, _, own) in zip(sequences, requests, strict=True)]
         said = logprobs(
             self.subject.model, self.subject.runtime, sequences, first, self._told("log-likelihood")
         )
@@ -143,14 +141,14 @@ class SparrowLM(TemplateLM):
         [end] = [name for name, id in subject.tokenizer.special_ids.items() if id == self._eot]
         asked, stops = [], []
         for number, (context, settings) in enumerate(request.args for request in requests):
-            settings = normalize_gen_kwargs(settings, MAX_TOKENS)
+            settings = dict[str, Any](normalize_gen_kwargs(settings, MAX_TOKENS))
             until = handle_stop_sequences(settings.get("until"), eos=end)
             # HFLM refuses a task that asks for more than the context; half of it is left then.
             most = settings["max_gen_toks"]
             most = most if most < self.max_length else max(1, self.max_length // 2)
             ids = (self.tok_encode(context) or [self.prefix_token_id])[-(self.max_length - most) :]
             sampling = Sampling(
-                temperature=settings["temperature"],
+                temperature=settings.get("temperature", 0.0),
                 max_tokens=most,
                 stop=tuple(stop for stop in until if stop and stop != end),
                 **{name: settings[name] for name in FILTERS if settings.get(name) is not None},

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from sparrowlm.config.load import build_table, line_numbers, near_miss, read_toml, refuse
 from sparrowlm.errors import ConfigError, DataError
-from sparrowlm.objectives.rewards import check_name
+from sparrowlm.objectives.rewards import check_name, path_of
 from sparrowlm.text.documents import find_inputs
 from sparrowlm.text.rows import parse_row, read_row_lines
 
@@ -45,7 +45,7 @@ class TaskConfig:
     between: str = "\n\n"  # Between shots; not in a chat
     choices: str = "choices"  # choice: key of the list of continuations
     options: tuple[str, ...] = ()  # choice: the same continuations for all rows instead
-    scorer: str = "exact_match"  # generate: a reward; 1 is right
+    scorer: str = "exact_match"  # generate: a reward, mine.py:name beside this file; 1 is right
     n: int = 1  # generate: completions of each prompt
     k: tuple[int, ...] = (1,)  # generate: pass@k for each
     max_tokens: int = 64  # generate: longest completion
@@ -103,9 +103,17 @@ def load_task(name: str, limit: int = 0) -> Task:
     values, text = read_toml(path)
     faults: list[str] = []
     config: TaskConfig = build_table(TaskConfig, values, "", faults, line_numbers(text))
+    config = replace(
+        config, name=config.name or path.stem, scorer=_beside(config.scorer, path.parent)
+    )
     refuse(faults + _faults(config), str(path))
-    config = replace(config, name=config.name or path.stem)
     own = path.parent / (config.rows or f"{path.stem}.jsonl")
+    if not elsewhere and not own.is_file():
+        raise DataError(
+            "the rows of the task are not there",
+            where=str(own),
+            fix=f"name a file that holds some: --task {name}=FILE",
+        )
     rows = read_rows(elsewhere or str(own))
     shots = read_rows(str(path.parent / config.shots_rows)) if config.shots_rows else rows
     task = Task(config, path, rows[:limit] if limit else rows, shots if config.shots else [])
@@ -247,6 +255,12 @@ def _faults(config: TaskConfig) -> list[str]:
         except ConfigError as fault:
             found.append(f'scorer "{config.scorer}" {fault.what}; {fault.fix}')
     return found
+
+
+def _beside(scorer: str, folder: Path) -> str:
+    """A function of a file is looked for beside the task."""
+    place = path_of(scorer)
+    return scorer if place is None else f"{folder / place[0]}:{place[1]}"
 
 
 def _value(row: TaskRow, key: str) -> Any:

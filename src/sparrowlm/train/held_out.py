@@ -8,7 +8,7 @@ from dataclasses import replace
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.config import Recipe
 from sparrowlm.data.sequences import AnyDataset
-from sparrowlm.errors import ConfigError, RunError
+from sparrowlm.errors import ConfigError
 from sparrowlm.evaluate.corpus import Reading, describe
 from sparrowlm.evaluate.figures import Figure, Measured, figures_of
 from sparrowlm.infer.rollouts import RolloutStream
