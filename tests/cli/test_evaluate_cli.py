@@ -11,6 +11,8 @@ import pytest
 
 from lora_support import Silent, text_recipe
 from sparrowlm.cli import main
+from sparrowlm.cli.evaluate import warnings_of
+from sparrowlm.evaluate.figures import Measured
 from sparrowlm.pipeline import train
 
 FLAGS = ("--device", "cpu", "--precision", "float32")
@@ -51,6 +53,17 @@ def test_two_runs_beside_each_other(runs: Path, capsys: pytest.CaptureFixture[st
         assert loss["value"] == loss["sum"] / loss["count"]
         assert f"{loss['value']:.4f}" in told.out
     assert "windows of 16 side by side" in told.out
+    assert "different" not in told.out
+
+
+def test_columns_that_do_not_compare_are_told_of() -> None:
+    def run(data: str, tokenizer: str) -> dict[str, object]:
+        return {"tokenizer": tokenizer, "measured": [Measured("held out", "", {}, data=data)]}
+
+    assert warnings_of([run("a", "b"), run("a", "b")]) == []
+    [data, vocabulary] = warnings_of([run("a", "b"), run("c", "d")])
+    assert "--data FILE" in data
+    assert "bits_per_byte" in vocabulary
 
 
 def test_everything_at_once(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

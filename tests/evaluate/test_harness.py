@@ -195,11 +195,14 @@ def test_chats_are_rendered_as_transformers_renders_them(subject: Subject, their
     assert lm.tok_encode(text) == theirs.tok_encode(text)
 
 
-def test_a_task_that_nobody_knows(subject: Subject) -> None:
-    from sparrowlm.evaluate.harness import harness
+def test_a_task_that_nobody_knows() -> None:
+    from sparrowlm.evaluate.harness import check_names
 
+    check_names(["hellaswag"], ["arc_easy", "hellaswag"])
     with pytest.raises(ConfigError, match="did you mean hellaswag"):
-        harness(["hellaswagg"], subject)
+        check_names(["hellaswagg"], ["arc_easy", "hellaswag"])
+    with pytest.raises(ConfigError, match="lm-eval ls tasks"):
+        check_names(["x"], ["arc_easy", "hellaswag"])
 
 
 def test_a_dataset_out_of_reach(

@@ -36,6 +36,6 @@ def test_the_mean_over_texts_each_written_alone() -> None:
     expected["length"] = [len(text) for text in texts]
     for name, values in expected.items():
         assert found.figures[name].value == pytest.approx(sum(values) / 5)
-    assert "5 texts from 2 prompts, up to 30 tokens, temperature 0.3" in found.how
+    assert "5 texts, 2 prompts, up to 30 tokens, temperature 0.3" in found.how
     with pytest.raises(ConfigError, match="nothing is to be written"):
         measure_writing(subject, [], 5, sampling)

@@ -216,9 +216,21 @@ def show(found: Sequence[dict[str, Any]], console: Console) -> None:
             console.print(Text(f"{name}{of}: {how}", "dim"), soft_wrap=True)
             for note in notes:
                 console.print(Text(f"  {note}", "yellow"), soft_wrap=True)
-    if len({one["tokenizer"] for one in found}) > 1:
-        told_apart = "the runs have different vocabularies: compare bits_per_byte, not loss"
-        console.print(Text(told_apart, "yellow"), soft_wrap=True)
+    for warning in warnings_of(found):
+        console.print(Text(warning, "yellow"), soft_wrap=True)
+
+
+def warnings_of(found: Sequence[dict[str, Any]]) -> list[str]:
+    """What makes columns of the table no comparison."""
+    own = {each.data for one in found for each in one["measured"] if each.name == "held out"}
+    checks = {
+        "the runs held out different data: --data FILE compares them on the same": len(own) > 1,
+        "the runs have different vocabularies: compare bits_per_byte, not loss": len(
+            {one["tokenizer"] for one in found}
+        )
+        > 1,
+    }
+    return [text for text, is_so in checks.items() if is_so]
 
 
 def _cell(figure: Figure | None) -> Text:

@@ -46,6 +46,8 @@ class Measured:
     figures: dict[str, Figure]
     notes: tuple[str, ...] = ()
     """What a person should know beside."""
+    data: str = ""
+    """Fingerprint of what was read, where runs bring their own."""
 
     def as_json(self) -> dict[str, Any]:
         """For machines."""

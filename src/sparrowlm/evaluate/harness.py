@@ -47,19 +47,19 @@ def harness(
         ConfigError: no task of that name.
         EnvironmentFault: a task's dataset cannot be fetched.
     """
-    need("lm_eval", "harness", "--harness")
+    need("lm_eval", "harness", "--harness", load=False)
+    if folder is not None and not folder.is_dir():
+        raise ConfigError("no such folder", where=f"--harness-tasks {folder}")
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     from sparrowlm.evaluate.harness_model import SparrowLM
 
-    if folder is not None and not folder.is_dir():
-        raise ConfigError("no such folder", where="--harness-tasks", fix=f"it says {folder}")
     manager = TaskManager(include_path=str(folder), include_defaults=False) if folder else None
     if manager is None or not set(names) <= set(manager.all_tasks):
         # Thousands of files are read to know the names: not where a folder has them all.
         manager = TaskManager(include_path=str(folder) if folder else None)
-    _check(names, manager)
+    check_names(names, manager.all_tasks)
     found = simple_evaluate(
         model=SparrowLM(subject, chat=chat, progress=progress),
         tasks=_loaded(names, manager),
@@ -73,21 +73,19 @@ def harness(
     return _measured(dict(found), names)
 
 
-def _check(names: Sequence[str], manager: TaskManager) -> None:
+def check_names(names: Sequence[str], known: Sequence[str]) -> None:
     """
     Raises:
         ConfigError: a name that lm-eval does not know.
     """
-    known = set(manager.all_tasks)
-    for name in names:
-        if name not in known:
-            hint = near_miss(name, sorted(known))
-            close = hint.removeprefix("; ") if "did you mean" in hint else ""
-            raise ConfigError(
-                f"lm-eval has no task {name!r}",
-                where="--harness",
-                fix=close or "lm-eval ls tasks lists them; --harness-tasks adds a folder of yours",
-            )
+    for name in set(names) - set(known):
+        hint = near_miss(name, known)
+        close = hint.removeprefix("; ") if "did you mean" in hint else ""
+        raise ConfigError(
+            f"lm-eval has no task {name!r}",
+            where="--harness",
+            fix=close or "lm-eval ls tasks lists them; --harness-tasks adds a folder of yours",
+        )
 
 
 def _loaded(names: Sequence[str], manager: TaskManager) -> list[Any]:

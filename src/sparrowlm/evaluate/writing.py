@@ -64,7 +64,7 @@ def measure_writing(
     figures["repetition"] = mean_of([repetition_rate(ids) for ids in written])
     figures["length"] = mean_of([float(len(ids)) for ids in written])
     how = (
-        f"{count} texts from {len(prompts)} prompts, up to {sampling.max_tokens} tokens,"
+        f"{count} texts, {len(prompts)} prompts, up to {sampling.max_tokens} tokens,"
         f" temperature {sampling.temperature:g}, top_k {sampling.top_k}, seed {sampling.seed}"
     )
     return Measured("what it writes", how, figures)

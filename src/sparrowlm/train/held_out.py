@@ -74,7 +74,8 @@ def held_out(
         figures = {key: one for key, one in figures_of(own).items() if key in LOGGED}
         stage = "pretrain" if name == "replay" else recipe.stage
         how = describe(scene.recipe.train.seq_len, reading, stage, figures)
-        measured += [Measured(f"held out, {name}" if name else "held out", how, figures)]
+        label = f"held out, {name}" if name else "held out"
+        measured += [Measured(label, how, figures, data=dataset.fingerprint)]
     return [one for one in measured if one.figures]
 
 
@@ -116,4 +117,5 @@ def _answered(scene: Scene) -> Measured:
         for name, value in found.items()
         if value is not None
     }
-    return Measured("held out", f"{count} prompts, answered greedily", figures)
+    how = f"{count} prompts, answered greedily"
+    return Measured("held out", how, figures, data=scene.dataset.fingerprint)
