@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("generate:generate", "let a trained run write"),
     "chat": ("chat:chat", "talk with a trained run"),
     "serve": ("serve:serve", "serve a run to OpenAI's clients, and a page to talk with it"),
+    "evaluate": ("evaluate:evaluate", "measure runs: text, tasks, lm-eval"),
     "merge": ("merge:merge", "put a LoRA run's changes into its weights"),
     "import": ("adopt:adopt", "turn another project's checkpoint into a run"),
     "plan": ("plan:plan", "what a recipe will need, before anything starts"),
