@@ -17,6 +17,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("generate:generate", "let a trained run write"),
     "merge": ("merge:merge", "put a LoRA run's changes into its weights"),
     "import": ("adopt:adopt", "turn another project's checkpoint into a run"),
+    "export": ("export:export", "take a run to transformers, llama.cpp or Ollama"),
+    "push": ("push:push", "upload an export to Hugging Face or ModelScope"),
     "plan": ("plan:plan", "what a recipe will need, before anything starts"),
     "report": ("report:report", "write a run's report.html and loss.png"),
     "tokenizer train": ("tokenizer:train", "learn a vocabulary from text"),
