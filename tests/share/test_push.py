@@ -26,10 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def shelf(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Shelf]:
+def shelf(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shelf]:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", TOKEN)
-    monkeypatch.setenv("MODELSCOPE_CREDENTIALS_PATH", str(tmp_path / "credentials"))
     # Xet's own protocol is no matter of ours; without it the client uploads large files by LFS.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     with taking(Shelf(".safetensors", "tokenizer.json")) as shelf:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from sparrowlm import files
-from sparrowlm.data.hub import Address, parse_address
+from sparrowlm.data.hub import Address, is_address, parse_address
 from sparrowlm.errors import ConfigError, DataError, EnvironmentFault, RunError
 from sparrowlm.share.export.card import UNKNOWN
 from sparrowlm.share.export.writing import CARD, Format, export
@@ -44,7 +44,7 @@ def target_of(text: str) -> Address:
         DataError: no owner or no name.
         ConfigError: another kind of address, or one that goes into a repository.
     """
-    if not text.startswith(("hf:", "modelscope:")):
+    if not is_address(text):
         raise ConfigError(
             f'"{text}" names no hub', where="TARGET", fix="hf:owner/name or modelscope:owner/name"
         )
@@ -188,7 +188,7 @@ def _to_modelscope(what: Parcel, repository: str, public: bool, mirror: str) -> 
 
 
 def _is_private(info: Any) -> bool:
-    return "private" in str(info.visibility).lower()
+    return getattr(info.visibility, "name", info.visibility) in ("PRIVATE", "private")
 
 
 def _refuse_public(where: str) -> NoReturn:

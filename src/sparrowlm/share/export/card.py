@@ -76,7 +76,7 @@ def _first_words(source: Source, run: Run, facts: Facts) -> str:
     does = "answers questions" if source.answers else "continues text"
     project = next(filter(None, (imported_from(origin.run) for origin in source.origins)), "")
     made = f"imported into Sparrow from {project}" if project else "trained with Sparrow"
-    words = f"A language model of {size} parameters that {does}, {made}; its shape is {facts.title}'s."
+    words = f"A language model of {size} parameters that {does}, {made}. Its shape is {facts.title}'s."
     measured = bool(run.train or run.evals)
     return f"{words} {in_short(run)}" if measured else words
 

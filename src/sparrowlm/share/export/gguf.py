@@ -20,7 +20,6 @@ from sparrowlm.share.export.hf import join_gpt2
 from sparrowlm.share.export.source import Source
 from sparrowlm.share.huggingface import EXPERTS, GPT2, LLAMA, named_there
 from sparrowlm.share.opening import Tensors
-from sparrowlm.text.chat import END
 from sparrowlm.text.definition import (
     BYTE_TO_CHARACTER,
     PATTERNS,

@@ -87,10 +87,15 @@ def export(
             checks, notes = _write_hf(work, source, kind, form, say)
         else:
             checks, notes = _write_gguf(work, source, kind, form, license, to)
-        _write_card(work, source, Facts(
-            TITLES[kind], form, license, _use(work, source, to, out.name),
-            "transformers" if to == "hf" else "gguf", _draw(work, source),
-        ))  # fmt: skip
+        facts = Facts(
+            title=TITLES[kind],
+            dtype=form,
+            license=license,
+            use=_use(work, source, to, out.name),
+            library="transformers" if to == "hf" else "gguf",
+            picture=_draw(work, source),
+        )
+        files.write_text(work / CARD, card(source, facts))
         written = sorted((path.name, path.stat().st_size) for path in work.iterdir())
     return Exported(out, TITLES[kind], form, written, checks, notes)
 
@@ -171,10 +176,6 @@ def _write_gguf(
         kept = "its turns are those of a chat" if source.answers else "it continues text"
         notes.append(f"Modelfile: {kept}; Ollama's template knows neither tools nor thinking")
     return checks, notes
-
-
-def _write_card(work: Path, source: Source, facts: Facts) -> None:
-    files.write_text(work / CARD, card(source, facts))
 
 
 def _draw(work: Path, source: Source) -> bool:
