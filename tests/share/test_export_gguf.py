@@ -17,16 +17,14 @@ import pytest
 import torch
 
 from export_support import SHAPES, TINY, bpe, greedy, hostile_texts, make_run
-from sparrowlm.checkpoint import find_run
 from sparrowlm.config import Recipe
 from sparrowlm.errors import RunError
 from sparrowlm.share.export import gguf as writing
 from sparrowlm.share.export.gguf import allowance, neighbors
-from sparrowlm.share.export.source import read_source
 from sparrowlm.share.export.writing import export
 from sparrowlm.share.foreign import halves_apart
 from sparrowlm.text.chat import CHAT_TEMPLATE
-from sparrowlm.text.definition import define, define_gpt2, split_by
+from sparrowlm.text.definition import split_by
 from sparrowlm.text.tokenizer import Tokenizer, byte_tokenizer, character_tokenizer
 
 
@@ -37,9 +35,6 @@ def need(module: str) -> Any:
             pytest.fail(f"CI must provide {module}")
         pytest.skip(f"needs {module}")
     return importlib.import_module(module)
-
-
-gguf = need("gguf") if importlib.util.find_spec("gguf") else None
 
 
 @pytest.fixture(scope="module")
@@ -161,10 +156,6 @@ def test_neighbors_undo_halves_apart() -> None:
     rows = torch.arange(48.0 * 3).view(48, 3)
     assert torch.equal(neighbors(halves_apart(rows, 12), 12), rows)
     assert torch.equal(neighbors(torch.arange(8.0), 4), torch.tensor([0.0, 2, 1, 3, 4, 6, 5, 7]))
-
-
-def gpt2_like() -> Tokenizer:
-    return bpe("gpt2")
 
 
 def with_definition(change: dict[str, Any]) -> Tokenizer:

@@ -14,6 +14,7 @@ import transformers
 import lora_support
 from export_support import SHAPES, TINY, bpe, greedy, hostile_texts, logits, make_run
 from sparrowlm.checkpoint import find_run
+from sparrowlm.cli import main
 from sparrowlm.config import LoraConfig, Recipe, TokenizerConfig
 from sparrowlm.errors import ConfigError, RunError
 from sparrowlm.model.transformer import Transformer
@@ -35,6 +36,13 @@ def tokenizer() -> Tokenizer:
 
 def values_of(folder: Path, name: str = "config.json") -> dict[str, object]:
     return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def text_recipe(folder: Path, steps: int) -> Recipe:
+    """A few steps on the source of a Python module, with a small vocabulary of ours."""
+    recipe = lora_support.text_recipe(folder, steps)
+    model = replace(recipe.model, vocab_size=0)
+    return replace(recipe, model=model, tokenizer=TokenizerConfig(vocab_size=300))
 
 
 def load(folder: Path) -> torch.nn.Module:
@@ -62,7 +70,8 @@ def test_logits_and_greedy_tokens_against_transformers(
     assert want.std() > 0.3
     torch.testing.assert_close(logits(ours, ids), want, atol=1e-5, rtol=1e-5)
     prompt = ids[:1, :9]
-    written = theirs.generate(prompt, max_new_tokens=24, do_sample=False, eos_token_id=None)
+    theirs.generation_config = transformers.GenerationConfig(do_sample=False)
+    written = theirs.generate(prompt, max_new_tokens=24)
     assert written[0, 9:].tolist() == greedy(ours, prompt[0].tolist())
 
 
@@ -122,12 +131,11 @@ def test_small_vocabularies_load_too(tmp_path: Path, kind: str) -> None:
     letters = sorted({*"abc def\n麻雀"})
     tokenizer = byte_tokenizer() if kind == "bytes" else character_tokenizer(letters)
     make_run(tmp_path / "run", TINY, tokenizer)
-    done = export(tmp_path / "run", "hf", tmp_path / "out")
+    export(tmp_path / "run", "hf", tmp_path / "out")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     ids = theirs("abc 麻雀\n")["input_ids"]
     assert ids == tokenizer.encode("abc 麻雀\n")
     assert theirs.decode(ids) == "abc 麻雀\n"
-    assert "0" in done.checks[0]
     ends = values_of(tmp_path / "out", "generation_config.json").get("eos_token_id")
     assert ends == ([256] if kind == "bytes" else None)
 
@@ -185,10 +193,7 @@ def test_shards_and_their_index(tmp_path: Path, tokenizer: Tokenizer, monkeypatc
 
 
 def test_a_lora_run_and_an_adapter_are_merged(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    data = tmp_path / "data"
-    plain = replace(
-        lora_support.text_recipe(data, steps=3), tokenizer=TokenizerConfig(vocab_size=300)
-    )
+    plain = text_recipe(tmp_path / "data", 3)
     lora_support.run(plain, tmp_path / "base")
     adapted = lora_support.lora_recipe(plain, tmp_path / "base", LoraConfig(rank=2, alpha=8.0))
     lora_support.run(adapted, tmp_path / "lora")
@@ -317,10 +322,7 @@ def test_dtypes_in_either_spelling() -> None:
 
 
 def test_the_card_is_made_from_the_run(tmp_path: Path) -> None:
-    recipe = replace(
-        lora_support.text_recipe(tmp_path / "data", steps=20),
-        tokenizer=TokenizerConfig(vocab_size=300),
-    )
+    recipe = text_recipe(tmp_path / "data", 20)
     summary, _ = lora_support.run(recipe, tmp_path / "spatz")
     assert summary is not None
     export(tmp_path / "spatz", "hf", tmp_path / "out", license="cc-by-4.0")
@@ -359,8 +361,22 @@ def test_the_program_in_the_card_runs(
     program = text.split("```python\n")[1].split("```")[0].replace("max_new_tokens=100", "max_new_tokens=5")
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "README.md", "exec"), {})
-    assert capsys.readouterr().out.strip()
+    assert capsys.readouterr().out.endswith("\n")
 
 
 def test_the_formats_of_an_export_are_those_of_the_command() -> None:
     assert set(writing.Format.__args__) == {"hf", "gguf", "ollama"}
+
+
+def test_the_command_says_what_was_compared(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "run", SHAPES["gpt2, no biases"], tokenizer)
+    words = ["export", str(tmp_path / "run"), "--to", "hf", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "the largest logit difference is" in told
+    assert "zeros stand for them" in told
+    assert "model.safetensors" in told
+    assert main(words) == 2
+    assert "exists already" in capsys.readouterr().err

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sparrowlm import files
 from sparrowlm.checkpoint import save_tensors
