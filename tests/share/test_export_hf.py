@@ -18,8 +18,8 @@ from sparrowlm.cli import main
 from sparrowlm.config import LoraConfig, Recipe, TokenizerConfig
 from sparrowlm.errors import ConfigError, RunError
 from sparrowlm.model.transformer import Transformer
-from sparrowlm.share.adopt import adopt
 from sparrowlm.share.adapters import extract_adapter, merge_run
+from sparrowlm.share.adopt import adopt
 from sparrowlm.share.export import check, hf, writing
 from sparrowlm.share.export.shapes import standard_name
 from sparrowlm.share.export.writing import dtype_of, export
@@ -64,7 +64,9 @@ def test_logits_and_greedy_tokens_against_transformers(
     kind = shape.partition(",")[0]
     assert theirs.config.model_type == kind
     assert type(theirs).__module__.startswith("transformers.models")
-    ids = torch.randint(0, ours.config.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(
+        0, ours.config.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1)
+    )
     with torch.no_grad():
         want = theirs(ids).logits
     assert want.std() > 0.3
@@ -76,9 +78,7 @@ def test_logits_and_greedy_tokens_against_transformers(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_our_export_comes_back_by_import(
-    tmp_path: Path, tokenizer: Tokenizer, shape: str
-) -> None:
+def test_our_export_comes_back_by_import(tmp_path: Path, tokenizer: Tokenizer, shape: str) -> None:
     ours = make_run(tmp_path / "run", SHAPES[shape], tokenizer)
     export(tmp_path / "run", "hf", tmp_path / "out")
     done = adopt(tmp_path / "out", tmp_path / "back")
@@ -87,11 +87,15 @@ def test_our_export_comes_back_by_import(
     run, step = find_run(tmp_path / "back")
     back = Transformer(run.recipe().model).eval()
     back.load_state_dict(run.weights(step))
-    ids = torch.randint(0, ours.config.vocab_size, (2, 40), generator=torch.Generator().manual_seed(2))
+    ids = torch.randint(
+        0, ours.config.vocab_size, (2, 40), generator=torch.Generator().manual_seed(2)
+    )
     torch.testing.assert_close(logits(back, ids), logits(ours, ids), atol=1e-5, rtol=1e-5)
     if shape != "gpt2, no biases":  # it has zeros for them now
         assert run.recipe().model == replace(ours.config, dropout=0.0)
-        assert all(torch.equal(back.state_dict()[name], value) for name, value in ours.state_dict().items())
+        assert all(
+            torch.equal(back.state_dict()[name], value) for name, value in ours.state_dict().items()
+        )
 
 
 def test_settings_stand_in_the_old_and_the_new_spelling(
@@ -278,7 +282,10 @@ def test_an_export_that_computes_something_else_fails(
 
     def wrong(*arguments: object) -> dict[str, object]:
         values = right(*arguments)  # pyright: ignore[reportArgumentType]
-        return values | {"rope_theta": 2e4, "rope_parameters": {"rope_type": "default", "rope_theta": 2e4}}
+        return values | {
+            "rope_theta": 2e4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 2e4},
+        }
 
     with monkeypatch.context() as patch:
         patch.setattr(hf, "config_of", wrong)
@@ -331,7 +338,10 @@ def test_the_card_is_made_from_the_run(tmp_path: Path) -> None:
     assert card.data.library_name == "transformers"
     assert "# spatz" in card.text
     assert f"| held-out loss, nats per token | {summary['val_loss']:.4f} |" in card.text
-    assert f"| xz -9, bits per byte of the same text | {summary['xz_bits_per_byte']:.4f} |" in card.text
+    assert (
+        f"| xz -9, bits per byte of the same text | {summary['xz_bits_per_byte']:.4f} |"
+        in card.text
+    )
     assert "`source.txt`" in card.text
     assert str(tmp_path) not in card.text
     assert "![Loss over the steps](loss.png)" in card.text
@@ -358,7 +368,11 @@ def test_the_program_in_the_card_runs(
     make_run(tmp_path / "run", TINY, tokenizer, Recipe(stage=stage))
     export(tmp_path / "run", "hf", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    program = text.split("```python\n")[1].split("```")[0].replace("max_new_tokens=100", "max_new_tokens=5")
+    program = (
+        text.split("```python\n")[1]
+        .split("```")[0]
+        .replace("max_new_tokens=100", "max_new_tokens=5")
+    )
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "README.md", "exec"), {})
     assert capsys.readouterr().out.endswith("\n")

@@ -69,7 +69,13 @@ def test_a_model_that_continues_gets_no_turns(tmp_path: Path, tokenizer: Tokeniz
 CHATS = [
     [("user", "hello")],
     [("system", "Be brief."), ("user", "{{ .Role }}\n\n  "), ("assistant", "a"), ("user", " b ")],
-    [("user", "麻雀？"), ("assistant", "  A bird.\n"), ("user", "x"), ("assistant", ""), ("user", "")],
+    [
+        ("user", "麻雀？"),
+        ("assistant", "  A bird.\n"),
+        ("user", "x"),
+        ("assistant", ""),
+        ("user", ""),
+    ],
 ]
 
 

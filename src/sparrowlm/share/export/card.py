@@ -76,7 +76,9 @@ def _first_words(source: Source, run: Run, facts: Facts) -> str:
     does = "answers questions" if source.answers else "continues text"
     project = next(filter(None, (imported_from(origin.run) for origin in source.origins)), "")
     made = f"imported into Sparrow from {project}" if project else "trained with Sparrow"
-    words = f"A language model of {size} parameters that {does}, {made}. Its shape is {facts.title}'s."
+    words = (
+        f"A language model of {size} parameters that {does}, {made}. Its shape is {facts.title}'s."
+    )
     measured = bool(run.train or run.evals)
     return f"{words} {in_short(run)}" if measured else words
 
@@ -169,7 +171,9 @@ def _data(source: Source, run: Run) -> str:
     for name, data in _datasets(run.data):
         of = f" of {name}" if name else ""
         entries = data.get("sources")
-        held = [one for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
+        held = (
+            [one for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
+        )
         names = [str(entry["path"]) for entry in held if entry.get("path")]
         rows += [(f"files{of}", _listed(names))] if names else []
         size = sum(number(entry.get("bytes")) or 0 for entry in held)

@@ -152,9 +152,7 @@ def _architecture(kind: str) -> Any:
     return gguf.MODEL_ARCH[ARCHITECTURES[kind]]
 
 
-def _add_shape(
-    writer: GGUFWriter, source: Source, kind: str, dtype: str, license: str
-) -> None:
+def _add_shape(writer: GGUFWriter, source: Source, kind: str, dtype: str, license: str) -> None:
     config: ModelConfig = source.config
     writer.add_name(source.name)
     if license:

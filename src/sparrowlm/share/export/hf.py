@@ -246,4 +246,3 @@ def save_shards(tensors: Tensors, folder: Path, limit: int = SHARD_BYTES) -> Non
         folder / "model.safetensors.index.json",
         {"metadata": {"total_size": total, "total_parameters": count}, "weight_map": index},
     )
-

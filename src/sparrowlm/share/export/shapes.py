@@ -50,8 +50,13 @@ def standard_name(config: ModelConfig, more: Limits | None = None) -> tuple[str,
         for kind, limits in ((kind, dict(limits)) for kind, limits in STANDARD.items())
         if kind != "qwen3_moe" or config.n_experts
     }
-    kind = min(found, key=lambda kind: len(found[kind]))
+    kind = min(found, key=lambda kind: (_far(found[kind]), len(found[kind])))
     return kind, found[kind]
+
+
+def _far(faults: list[str]) -> int:
+    """How many of the settings that tell the families apart are faults."""
+    return sum(fault.startswith(("model.norm ", "model.positions ")) for fault in faults)
 
 
 def _faults(config: ModelConfig, kind: str, limits: Mapping[str, tuple[Any, ...]]) -> list[str]:

@@ -140,6 +140,4 @@ def imported_from(run: RunFolder) -> str:
 
 
 def _teaches_turns(recipe: Recipe) -> bool:
-    return trains_on_sequences(recipe) or (
-        recipe.stage in ("grpo", "ppo") and recipe.rollout.chat
-    )
+    return trains_on_sequences(recipe) or (recipe.stage in ("grpo", "ppo") and recipe.rollout.chat)
