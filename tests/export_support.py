@@ -10,7 +10,15 @@ import torch
 
 from sparrowlm import files
 from sparrowlm.checkpoint import Checkpoint, RunFolder, State
-from sparrowlm.config import ModelConfig, Recipe, TokenizerConfig, dump_recipe, resolve_model
+from sparrowlm.config import (
+    InitConfig,
+    LoraConfig,
+    ModelConfig,
+    Recipe,
+    TokenizerConfig,
+    dump_recipe,
+    resolve_model,
+)
 from sparrowlm.infer.engine import Engine, Request
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.model.transformer import Transformer
@@ -18,7 +26,7 @@ from sparrowlm.text.tokenizer import Tokenizer, train_tokenizer
 from support import cpu
 
 TEXT = [
-    "The sparrow is small, and no organ is missing: 麻雀虽小，五脏俱全。 It sings, it flies, it builds.\n",
+    "The sparrow is small, and no organ is missing: 麻雀虽小，五脏俱全。 It sings, it flies.\n",
     "def answer(question):\n    return {'what': question, 'count': 42}\n\n\n",
     "Ein Spatz in der Hand ist besser als die Taube auf dem Dach; he's sure that we'll see.\n",
     "天空中有很多小鸟在飞，麻雀也在其中。1234567890 + 99 = ?\n",
@@ -77,6 +85,22 @@ def make_run(
     return model
 
 
+def make_lora_run(out: Path, base: Path, tokenizer: Tokenizer) -> None:
+    """A run of changes to the queries and outputs of a run of `TINY`."""
+    recipe = Recipe(
+        lora=LoraConfig(rank=2, alpha=8.0, targets=("q", "o")), init=InitConfig(str(base))
+    )
+    weights = dict(make_run(out, TINY, tokenizer, recipe).state_dict())
+    run, generator = RunFolder(out), torch.Generator().manual_seed(6)
+    changes = {}
+    for product in ("blocks.0.attention.q", "blocks.0.attention.o", "blocks.1.attention.q"):
+        rows, columns = weights[f"{product}.weight"].shape
+        changes[f"{product}.lora_a"] = torch.randn(2, columns, generator=generator)
+        changes[f"{product}.lora_b"] = torch.randn(rows, 2, generator=generator)
+    run.save_base(weights, str(base))
+    run.save(Checkpoint(State(step=1, threads=1), changes, {}), keep_last=1)
+
+
 @torch.no_grad()
 def logits(model: Transformer, ids: torch.Tensor) -> torch.Tensor:
     return model.logits(model(ids).hidden)
@@ -93,8 +117,9 @@ def greedy(model: Transformer, prompt: list[int], count: int = 24) -> list[int]:
 SCRAPS = [
     "hello", "World", "it's", "WE'LL", "'RE", "  ", "    ", "\n", "\r\n", "\n\n\n", "\t", " \n ",
     "\u00a0", "\u3000", "\u2028", "\u200b", "\ufeff", "0", "12", "3456", "7890123", "٣٤", "½", "²",
-    "你好", "麻雀虽小", "，五脏俱全。", "こんにちは", "カタカナ", "한국어", "Привет", "ελληνικά", "עברית",
-    "العربية", "हिन्दी", "ไทย", "é", "e\u0301", "ﬁ", "Å", "ß", "ı", "İ", "👍", "👩‍👩‍👧‍👦", "🇨🇳", "𝕏", "𠮷",
+    "你好", "麻雀虽小", "，五脏俱全。", "こんにちは", "カタカナ", "한국어", "Привет", "ελληνικά",
+    "עברית", "العربية", "हिन्दी", "ไทย", "é", "e\u0301", "ﬁ", "Å", "ß", "ı", "İ", "👍", "👩‍👩‍👧‍👦",
+    "🇨🇳", "𝕏", "𠮷",
     "<|im_end|>", "<|im_start|>system\n", "<|endoftext|>", "<think>", "</think>", "<tool_call>",
     "<|spare_0|>", "<0x0A>", "[PAD401]", "▁", "Ġ", "Ċ", "a" * 40, "!" * 17, "...", "?!", "——", "…",
     "def f(x):\n    return x+1", "{'a': [1, 2.5e-3]}", "https://a.b/c?d=e&f#g", "\\n", "\"", "'",

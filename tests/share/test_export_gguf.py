@@ -224,7 +224,6 @@ def llama_cpp(folder: Path, tokens: int = 64) -> Iterator[Any]:
             return json.loads(answer.read())
 
     yield ask
-    del server
 
 
 def written(ask: Any, prompt: list[int], count: int = 24) -> list[int]:

@@ -12,10 +12,10 @@ import torch
 import transformers
 
 import lora_support
-from export_support import SHAPES, TINY, bpe, greedy, hostile_texts, logits, make_run
+from export_support import SHAPES, TINY, bpe, greedy, hostile_texts, logits, make_lora_run, make_run
 from sparrowlm.checkpoint import find_run
 from sparrowlm.cli import main
-from sparrowlm.config import LoraConfig, Recipe, TokenizerConfig
+from sparrowlm.config import Recipe, TokenizerConfig
 from sparrowlm.errors import ConfigError, RunError
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.share.adapters import extract_adapter, merge_run
@@ -197,14 +197,12 @@ def test_shards_and_their_index(tmp_path: Path, tokenizer: Tokenizer, monkeypatc
 
 
 def test_a_lora_run_and_an_adapter_are_merged(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    plain = text_recipe(tmp_path / "data", 3)
-    lora_support.run(plain, tmp_path / "base")
-    adapted = lora_support.lora_recipe(plain, tmp_path / "base", LoraConfig(rank=2, alpha=8.0))
-    lora_support.run(adapted, tmp_path / "lora")
+    base = dict(make_run(tmp_path / "base", TINY, tokenizer).state_dict())
+    make_lora_run(tmp_path / "lora", tmp_path / "base", tokenizer)
     merge_run(tmp_path / "lora", tmp_path / "merged")
     extract_adapter(tmp_path / "lora", tmp_path / "peft")
     run, step = find_run(tmp_path / "merged")
-    want, base = run.weights(step), find_run(tmp_path / "base")[0].weights(3)
+    want = run.weights(step)
     assert not torch.equal(want["blocks.0.attention.q.weight"], base["blocks.0.attention.q.weight"])
     for name, path, adapter in (
         ("lora", "lora", None),

@@ -253,13 +253,10 @@ def _sample(run: Run) -> str:
 def _unknown(source: Source, facts: Facts) -> str:
     told = f"as told by who exported it: {facts.license}" if facts.license else UNKNOWN
     lines = [
-        f"License: {told}. Sparrow's license covers the program, not these weights or the text"
-        " they were trained on.",
-        "What is in the training text was not examined here: which languages, whose words, which"
-        " mistakes and prejudices.",
+        f"License: {told}. Sparrow's own covers the program, not these weights and their text.",
+        "What is in the training text was not examined here: languages, authors, prejudices.",
         "The held-out text is a part of the same data: the figures say nothing of other text.",
-        "Nothing was measured of truth, safety or fairness. It writes what is likely, not what is"
-        " true.",
+        "Nothing was measured of truth, safety or fairness: it writes what is likely.",
     ]
     if not source.answers:
         lines.append("It continues text, and was not taught to follow instructions.")

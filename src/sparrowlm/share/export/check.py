@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparrowlm.config import ModelConfig
+from sparrowlm.config import ModelConfig, resolve_model
 from sparrowlm.errors import RunError
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.share.export.source import Source
@@ -67,7 +67,7 @@ def check_hf(folder: Path, source: Source, kind: str) -> str:
     else:
         reader = "Sparrow's own reader, for transformers is not installed or does not know it"
         opened, config = read_huggingface(folder)
-        theirs = logits_of(config, opened.tensors, ids)
+        theirs = logits_of(resolve_model(config), opened.tensors, ids)
     difference = (ours - theirs).abs().max().item()
     if not difference <= LIMIT:  # NaN is a difference too
         raise RunError(

@@ -48,10 +48,7 @@ BLOCK = 32  # numbers that share a scale in Q8_0
 def tokenizer_faults(tokenizer: Tokenizer) -> list[str]:
     """What llama.cpp could not do as this tokenizer does it."""
     if tokenizer.kind in ("chars", "bytes"):
-        return [
-            f'tokenizer.kind = "{tokenizer.kind}" (llama.cpp knows byte-level BPE: tokenizer.kind'
-            ' = "bpe")'
-        ]
+        return [f'tokenizer.kind = "{tokenizer.kind}" (llama.cpp knows what "bpe" makes)']
     definition = tokenizer.definition
     model = definition["model"]
     if model.get("type") != "BPE" or not set(BYTE_TO_CHARACTER) <= vocab_of(definition).keys():

@@ -30,10 +30,7 @@ CONTINUE = "{{ .Prompt }}"
 def ollama_faults(source: Source) -> list[str]:
     """What a Modelfile could not say."""
     if source.answers and source.chat is not None and not writes_ours(source.chat):
-        return [
-            "the tokenizer's chat_template, which is not Sparrow's (Ollama's templates are in"
-            " another language: sparrow export --to gguf, and write one)"
-        ]
+        return ["the tokenizer's chat_template, which is not Sparrow's (write one for Ollama)"]
     return []
 
 

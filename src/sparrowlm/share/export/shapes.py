@@ -56,7 +56,8 @@ def standard_name(config: ModelConfig, more: Limits | None = None) -> tuple[str,
 
 def _far(faults: list[str]) -> int:
     """How many of the settings that tell the families apart are faults."""
-    return sum(fault.startswith(("model.norm ", "model.positions ")) for fault in faults)
+    apart = ("model.norm ", "model.positions ", "model.n_experts ")
+    return sum(fault.startswith(apart) for fault in faults)
 
 
 def _faults(config: ModelConfig, kind: str, limits: Mapping[str, tuple[Any, ...]]) -> list[str]:
