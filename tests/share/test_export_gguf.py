@@ -243,10 +243,15 @@ def test_llama_cpp_writes_the_same_greedy_tokens(
     ours = make_run(tmp_path / "run", SHAPES[shape], tokenizer)
     export(tmp_path / "run", "gguf", tmp_path / "out", dtype="F32")
     generator = torch.Generator().manual_seed(8)
+    ends = {tokenizer.eot_id, tokenizer.special_ids["<|im_end|>"]}
+    compared = 0
     with llama_cpp(tmp_path / "out") as ask:
-        for _ in range(4):
+        while compared < 4:
             prompt = torch.randint(16, tokenizer.vocab_size, (12,), generator=generator).tolist()
-            assert written(ask, prompt) == greedy(ours, prompt)
+            wanted = greedy(ours, prompt)
+            if ends.isdisjoint(wanted):  # llama.cpp would stop there, or never choose them
+                assert written(ask, prompt) == wanted
+                compared += 1
 
 
 @pytest.mark.slow

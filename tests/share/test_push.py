@@ -106,7 +106,7 @@ def test_a_token_that_may_not_write(shelf: Shelf, folder: Path, hub: str, status
     assert not shelf.files
 
 
-@pytest.mark.parametrize("hub", HUBS)
+@pytest.mark.parametrize("hub", ["hf", pytest.param("modelscope", marks=pytest.mark.slow)])
 def test_a_hub_that_does_not_answer(folder: Path, hub: str, monkeypatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", TOKEN)
