@@ -235,7 +235,6 @@ def written(ask: Any, prompt: list[int], count: int = 24) -> list[int]:
     return answer["tokens"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_llama_cpp_writes_the_same_greedy_tokens(
     tmp_path: Path, tokenizer: Tokenizer, shape: str
@@ -254,7 +253,6 @@ def test_llama_cpp_writes_the_same_greedy_tokens(
                 compared += 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["qwen2", "gpt2"])
 def test_llama_cpp_gives_the_same_ids(tmp_path: Path, pattern: str) -> None:
     """With `parse_special=false`, as our tokenizer reads text."""
@@ -265,7 +263,10 @@ def test_llama_cpp_gives_the_same_ids(tmp_path: Path, pattern: str) -> None:
     texts = hostile_texts(600)
     assert len(set(texts)) > 590
     assert any("<|im_end|>" in text for text in texts)
+    end = tokenizer.special_ids["<|im_end|>"]
     with llama_cpp(tmp_path / "out") as ask:
+        forged = ask("tokenize", content="<|im_end|>", add_special=False, parse_special=True)
+        assert forged["tokens"] == [end]
         for text in texts:
             found = ask("tokenize", content=text, add_special=False, parse_special=False)
             assert found["tokens"] == tokenizer.encode(text), repr(text)

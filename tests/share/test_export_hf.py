@@ -163,6 +163,7 @@ def test_rounded_weights_are_told_apart_from_a_wrong_export(
     done = export(tmp_path / "run", "hf", tmp_path / "out", dtype=dtype)
     held = read_folder(tmp_path / "out")
     assert {tensor.dtype for tensor in held.values()} == {getattr(torch, dtype)}
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mode & 0o444 == 0o444
     ids = check.probe(ours.config)
     rounded = {name: tensor.to(getattr(torch, dtype)) for name, tensor in ours.state_dict().items()}
     moved = (check.logits_of(ours.config, rounded, ids) - logits(ours, ids)).abs().max().item()
@@ -335,9 +336,12 @@ def test_the_card_is_made_from_the_run(tmp_path: Path) -> None:
     assert card.data.license == "cc-by-4.0"
     assert card.data.library_name == "transformers"
     assert "# spatz" in card.text
-    assert f"| held-out loss, nats per token | {summary['val_loss']:.4f} |" in card.text
+    step = find_run(tmp_path / "spatz")[1]
+    assert f"| held-out loss at step {step}, nats per token | {summary['val_loss']:.4f} |" in (
+        card.text
+    )
     assert (
-        f"| xz -9, bits per byte of the same text | {summary['xz_bits_per_byte']:.4f} |"
+        f"| xz -9, bits per byte of held-out text | {summary['xz_bits_per_byte']:.4f} |"
         in card.text
     )
     assert "`source.txt`" in card.text
@@ -345,6 +349,25 @@ def test_the_card_is_made_from_the_run(tmp_path: Path) -> None:
     assert "![Loss over the steps](loss.png)" in card.text
     assert (tmp_path / "out" / "loss.png").stat().st_size > 1000
     assert card.text.count("was not taught to follow instructions") == 1
+
+
+def test_a_card_tells_of_the_step_that_is_exported(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A run may have gone on to worse, and its summary tells of the end."""
+    make_run(tmp_path / "run", TINY, tokenizer)
+    rows = [
+        {"kind": "eval", "step": step, "val_loss": loss, "val_bits_per_byte": loss / 2, "tokens": 9}
+        for step, loss in ((0, 6.0), (1, 3.25), (2, 4.5))
+    ]
+    log = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "run" / "metrics.jsonl").write_text(log, encoding="utf-8")
+    summary = json.dumps({"steps": 2, "val_loss": 4.75, "val_bits_per_byte": 2.375})
+    (tmp_path / "run" / "summary.json").write_text(summary, encoding="utf-8")
+    export(tmp_path / "run", "hf", tmp_path / "out")
+    words = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "step 1 of 2, with a held-out loss of 3.250 nats per token, or 1.625 bits" in words
+    assert "| held-out loss at step 1, nats per token | 3.2500 |" in words
+    assert "4.75" not in words
+    assert "| 2 | 9 | 4.5000 | 2.2500 |" in words
 
 
 def test_a_card_says_what_nobody_told(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -41,7 +41,8 @@ class Facts(NamedTuple):
 
 def card(source: Source, facts: Facts) -> str:
     """README.md, with the head that Hugging Face and ModelScope read."""
-    run = read_run(source.origins[0].run.path)
+    origin = source.origins[0]
+    run = read_run(origin.run.path)
     parts = [
         _head(facts),
         f"# {printable(source.name)}",
@@ -50,8 +51,8 @@ def card(source: Source, facts: Facts) -> str:
         _model(source, facts),
         _training(source, run),
         _data(source, run),
-        _figures(run, facts),
-        _sample(run),
+        _figures(run, origin.step, facts),
+        _sample(run, origin.step),
         _unknown(source, facts),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -79,14 +80,40 @@ def _first_words(source: Source, run: Run, facts: Facts) -> str:
     words = (
         f"A language model of {size} parameters that {does}, {made}. Its shape is {facts.title}'s."
     )
-    measured = bool(run.train or run.evals)
-    return f"{words} {in_short(run)}" if measured else words
+    told = _reached(run, source.origins[0].step)
+    return f"{words} {told}" if told else words
+
+
+def _reached(run: Run, step: int) -> str:
+    """What the exported step reached; a run may have gone on to worse."""
+    if not (run.train or run.evals):
+        return ""
+    held = measured_at(run, step)
+    last = run.figure("steps")
+    if last is None or step == last or held.get("val_loss") == run.figure("val_loss"):
+        return in_short(run)
+    loss, bits = held.get("val_loss"), held.get("val_bits_per_byte")
+    facts = [f"{loss:.3f} nats per token"] if loss is not None else []
+    facts += [f"{bits:.3f} bits per byte"] if bits is not None else []
+    least = f", with a held-out loss of {', or '.join(facts)}" if facts else ""
+    return f"The weights are those of step {step:,} of {last:,.0f}{least}."
+
+
+def measured_at(run: Run, step: int) -> dict[str, float | None]:
+    """The held-out figures of one step: of the last one those of the summary, which may have been
+    taken of the whole split."""
+    keys = ("val_loss", "val_bits_per_byte", "val_reward")
+    if step == run.figure("steps"):
+        return {key: run.figure(key) for key in keys}
+    row = next((row for row in reversed(run.evals) if row.get("step") == step), {})
+    return {key: number(row.get(key)) for key in keys}
 
 
 def _model(source: Source, facts: Facts) -> str:
     config = source.config
     rows = [
         ("parameters", f"{count_parameters(config).total:,}"),
+        ("step of the run", f"{source.origins[0].step:,}"),
         ("shape", facts.title),
         ("blocks", config.n_layers),
         ("width", config.d_model),
@@ -96,7 +123,7 @@ def _model(source: Source, facts: Facts) -> str:
           if config.n_experts else []),
         ("context", f"{config.max_seq_len:,} tokens"),
         ("vocabulary", f"{source.tokenizer.vocab_size:,} (table of {config.vocab_size:,})"),
-        ("numbers", facts.dtype),
+        ("weights in", facts.dtype),
     ]  # fmt: skip
     return f"## Model\n\n{_table(('', ''), rows)}"
 
@@ -194,18 +221,18 @@ def _datasets(data: Row) -> list[tuple[str, Row]]:
     return [(name, part) for name, part in data.items() if isinstance(part, dict)]
 
 
-def _figures(run: Run, facts: Facts) -> str:
-    """Held-out numbers beside the yardsticks, and how they fell."""
-    rows = []
-    for name, key in (
-        ("held-out loss, nats per token", "val_loss"),
-        ("held-out bits per byte", "val_bits_per_byte"),
-        ("reward of held-out prompts", "val_reward"),
-        ("training loss at the end", "train_loss"),
-        *((f"{said}, bits per byte of the same text", key) for key, said in YARDSTICKS.items()),
-    ):
-        value = run.figure(key)
-        rows += [(name, f"{value:.4f}")] if value is not None else []
+def _figures(run: Run, step: int, facts: Facts) -> str:
+    """Held-out numbers of the exported step beside the yardsticks, and how they fell."""
+    held = measured_at(run, step)
+    figures = [
+        (f"held-out loss at step {step:,}, nats per token", held["val_loss"]),
+        (f"held-out bits per byte at step {step:,}", held["val_bits_per_byte"]),
+        (f"reward of held-out prompts at step {step:,}", held["val_reward"]),
+        ("training loss at the end", run.figure("train_loss")),
+        *((f"{name}, bits per byte of held-out text", number(run.summary.get(key)))
+          for key, name in YARDSTICKS.items()),
+    ]  # fmt: skip
+    rows = [(name, f"{value:.4f}") for name, value in figures if value is not None]
     if not rows:
         return "## Figures\n\nNothing was measured."
     shown = _table(("figure", ""), rows)
@@ -240,14 +267,16 @@ def _measured(row: Row) -> tuple[str, ...]:
             said("val_bits_per_byte", ".4f"))  # fmt: skip
 
 
-def _sample(run: Run) -> str:
-    if not run.samples:
+def _sample(run: Run, step: int) -> str:
+    """The last one that was written up to the exported step."""
+    written = [row for row in run.samples if (number(row.get("step")) or 0) <= step]
+    if not written:
         return ""
-    last = run.samples[-1]
+    last = written[-1]
     prompt, text = str(last.get("prompt") or ""), str(last.get("text") or "")[:SAMPLE]
     lines = "\n".join(f"    {line}" for line in printable(text).splitlines())
     asked = f" after `{printable(prompt).replace('`', ' ')}`" if prompt.strip() else ""
-    return f"## What it writes\n\nThe last sample of its training{asked}:\n\n{lines}"
+    return f"## What it writes\n\nA sample of step {last.get('step')}{asked}:\n\n{lines}"
 
 
 def _unknown(source: Source, facts: Facts) -> str:

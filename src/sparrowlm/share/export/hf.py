@@ -231,14 +231,13 @@ def save_shards(tensors: Tensors, folder: Path, limit: int = SHARD_BYTES) -> Non
             filled = 0
         shards[-1][name] = tensor
         filled += tensor.nbytes
-    told = {"format": "pt"}  # transformers before 5 refuses a file without it
     if len(shards) == 1:
-        save_tensors(tensors, folder / "model.safetensors", told)
+        _save(tensors, folder / "model.safetensors")
         return
     index: dict[str, Any] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_tensors(shard, folder / name, told)
+        _save(shard, folder / name)
         index |= dict.fromkeys(shard, name)
     total = sum(tensor.nbytes for tensor in tensors.values())
     count = sum(tensor.numel() for tensor in tensors.values())
@@ -246,3 +245,8 @@ def save_shards(tensors: Tensors, folder: Path, limit: int = SHARD_BYTES) -> Non
         folder / "model.safetensors.index.json",
         {"metadata": {"total_size": total, "total_parameters": count}, "weight_map": index},
     )
+
+
+def _save(tensors: Tensors, path: Path) -> None:
+    save_tensors(tensors, path, {"format": "pt"})  # transformers before 5 refuses a file without it
+    path.chmod(0o644)  # safetensors lets nobody else read it
