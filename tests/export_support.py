@@ -51,10 +51,10 @@ SHAPES = {
 }  # fmt: skip
 
 
-def bpe(pattern: str = "qwen2", vocab_size: int = 400) -> Tokenizer:
+def bpe(pattern: str = "qwen2", vocab_size: int = 400, texts: list[str] | None = None) -> Tokenizer:
     """A vocabulary of bytes, specials and some merges."""
     config = TokenizerConfig(vocab_size=vocab_size, pattern=pattern)  # pyright: ignore[reportArgumentType]
-    return train_tokenizer(TEXT * 20, config)
+    return train_tokenizer((texts or TEXT) * 20, config)
 
 
 def draw(config: ModelConfig, seed: int = 3) -> Transformer:

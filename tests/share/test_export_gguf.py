@@ -23,7 +23,7 @@ from sparrowlm.share.export import gguf as writing
 from sparrowlm.share.export.gguf import allowance, neighbors
 from sparrowlm.share.export.writing import export
 from sparrowlm.share.foreign import halves_apart
-from sparrowlm.text.chat import CHAT_TEMPLATE
+from sparrowlm.text.chat import CHAT_TEMPLATE, ChatFormat
 from sparrowlm.text.definition import split_by
 from sparrowlm.text.tokenizer import Tokenizer, byte_tokenizer, character_tokenizer
 
@@ -113,9 +113,11 @@ def test_the_header_says_what_the_run_is(tmp_path: Path, tokenizer: Tokenizer) -
         "tokenizer.ggml.add_eos_token": False,
         "tokenizer.ggml.eos_token_id": tokenizer.eot_id,
         "tokenizer.ggml.eot_token_id": tokenizer.special_ids["<|im_end|>"],
-        "tokenizer.chat_template": CHAT_TEMPLATE,
     }
     assert {name: value_of(reader, name) for name in told} == told
+    template = value_of(reader, "tokenizer.chat_template")
+    assert "enable_thinking" not in template
+    assert len(CHAT_TEMPLATE) - 50 < len(template) < len(CHAT_TEMPLATE)
     assert value_of(reader, "qwen3.rope.freq_base") == pytest.approx(5e5)
     names, types = (value_of(reader, f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
     assert len(names) == len(types) == len(set(names)) == 448
@@ -257,7 +259,8 @@ def test_llama_cpp_writes_the_same_greedy_tokens(
 def test_llama_cpp_gives_the_same_ids(tmp_path: Path, pattern: str) -> None:
     """With `parse_special=false`, as our tokenizer reads text."""
     need("gguf")
-    tokenizer = bpe(pattern)
+    # Merges of texts of the same kind, so that a text cut elsewhere has other ids.
+    tokenizer = bpe(pattern, 3000, hostile_texts(600, seed=6))
     make_run(tmp_path / "run", TINY, tokenizer)
     export(tmp_path / "run", "gguf", tmp_path / "out")
     texts = hostile_texts(600)
@@ -270,3 +273,22 @@ def test_llama_cpp_gives_the_same_ids(tmp_path: Path, pattern: str) -> None:
         for text in texts:
             found = ask("tokenize", content=text, add_special=False, parse_special=False)
             assert found["tokens"] == tokenizer.encode(text), repr(text)
+
+
+def test_llama_cpp_asks_as_the_run_was_asked(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Its server renders the template of the file, and would have it think wherever it can."""
+    make_run(tmp_path / "run", TINY, tokenizer, Recipe(stage="sft"))
+    export(tmp_path / "run", "gguf", tmp_path / "out")
+    chat = ChatFormat(tokenizer)
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "麻雀？"},
+        {"role": "assistant", "content": "A bird."},
+        {"role": "user", "content": "Sure?"},
+    ]
+    with llama_cpp(tmp_path / "out") as ask:
+        for thinking in (False, True):
+            wanted = tokenizer.decode(chat.prompt_ids(turns, thinking=thinking), specials=True)
+            options = {"open_thinking": True} if thinking else {}
+            found = ask("apply-template", messages=turns, chat_template_kwargs=options)
+            assert found["prompt"] == wanted

@@ -195,7 +195,10 @@ def _add_vocabulary(writer: GGUFWriter, source: Source) -> None:
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     if source.template:
-        writer.add_chat_template(source.template)
+        # llama.cpp asks every template that knows enable_thinking to think, where the run answers
+        # at once; whoever wants a thought asks for open_thinking.
+        thinks = "enable_thinking | default(false) or open_thinking"
+        writer.add_chat_template(source.template.replace(thinks, "open_thinking"))
 
 
 def vocabulary(tokenizer: Tokenizer, size: int) -> tuple[list[str], list[int]]:
