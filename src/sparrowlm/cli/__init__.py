@@ -20,6 +20,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate:evaluate", "measure runs: text, tasks, lm-eval"),
     "merge": ("merge:merge", "put a LoRA run's changes into its weights"),
     "import": ("adopt:adopt", "turn another project's checkpoint into a run"),
+    "export": ("export:export", "take a run to transformers, llama.cpp or Ollama"),
+    "push": ("push:push", "upload an export to Hugging Face or ModelScope"),
     "plan": ("plan:plan", "what a recipe will need, before anything starts"),
     "report": ("report:report", "write a run's report.html and loss.png"),
     "watch": ("watch:watch", "a local page over runs, live while they train"),
