@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.config import Recipe, TokenizerConfig, load_recipe
@@ -32,13 +31,6 @@ class Silent:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
-
-
-def quick(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """No machine is measured and no report is drawn, each of which takes half a second."""
-    patch.setenv("SPARROW_CACHE", str(folder / "cache"))
-    patch.setattr("sparrowlm.pipeline.matmul_rate", lambda *_: 1e11)
-    patch.setattr("sparrowlm.pipeline.write_report", lambda *_: None)
 
 
 def write_files(folder: Path) -> dict[str, Path]:

@@ -21,7 +21,7 @@ from sparrowlm.config.line import load_stages
 from sparrowlm.errors import ConfigError, RunError
 from sparrowlm.line import is_finished, run_stages
 from sparrowlm.pipeline import train
-from support import byte_dataset, command, run_command, same_results, tiny_recipe
+from support import byte_dataset, command, quick, run_command, same_results, tiny_recipe
 
 STAGES = """
 [[stage]]
@@ -83,10 +83,9 @@ def runner(stop_after: int = 10**9, started: list[str] | None = None):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _assumed_speed():
-    """Measuring it is half a second each time."""
+def _quick(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparrowlm.pipeline.matmul_rate", lambda *_: 1e11)
+        quick(patch, tmp_path_factory.mktemp("cache"))
         yield
 
 

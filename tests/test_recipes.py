@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zstandard
@@ -19,9 +18,9 @@ from sparrowlm.line import run_stages
 from sparrowlm.model.count import active_parameters, count_parameters
 from sparrowlm.pipeline import train
 from sparrowlm.train.opening import planned_vocabulary
-from stage_support import SEQ_LEN, quick, run, small, write_files
+from stage_support import SEQ_LEN, Silent, run, small, write_files
 from stage_support import shrunk as from_a_run
-from support import TINY
+from support import TINY, quick
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -44,13 +43,6 @@ PARAMETERS = {
     "shakespeare-bpe": (109_392_384, ""),
     "tinystories": (95_331_840, ""),
 }
-
-
-class Silent:
-    """A display that shows nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: None
 
 
 def shrunk(path: Path, data: Path) -> Recipe:
@@ -93,8 +85,7 @@ def texts(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("path", FROM_SCRATCH, ids=lambda path: path.stem)
 def test_every_recipe_trains_when_shrunk(path, texts, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("SPARROW_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("sparrowlm.pipeline.matmul_rate", lambda *_: 1e11)  # half a second each
+    quick(monkeypatch, tmp_path)
     rows = load_recipe(path).data.path and "jsonl" in load_recipe(path).data.path[0]
     recipe = shrunk(path, texts["rows" if rows else "plain"])
     summary = train(recipe, tmp_path / "run", Silent())  # pyright: ignore[reportArgumentType]

@@ -142,7 +142,7 @@ def shape_of(path: Path):
 
 
 def test_a_teacher_makes_the_micro_batch_smaller(tmp_path):
-    path = run_of(tmp_path, d_model=512, n_layers=8, n_heads=8)
+    path = run_of(tmp_path)
     recipe = resolve_recipe(load_recipe_named("minimind-26m"), 6400, cpu())
     taught = replace(recipe, stage="distill", distill=DistillConfig(teacher=str(path)))
     available = step_memory(recipe, cpu(), 8).total
