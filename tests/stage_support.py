@@ -16,7 +16,7 @@ from sparrowlm.pipeline import train
 from support import TINY, tiny_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-SEQ_LEN = 64
+SEQ_LEN = 96
 WITH_TOOLS = 768  # tokens of a row: a system turn that describes them is long in 320 entries
 
 

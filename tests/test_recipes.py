@@ -127,6 +127,9 @@ def test_every_recipe_trains_from_a_run_when_shrunk(name, files, tmp_path) -> No
 def test_the_recipe_of_an_assistant_goes_from_text_to_answers(files, tmp_path) -> None:
     stages = load_stages(ROOT / "recipes" / "assistant.toml")
     assert [stage.name for stage in stages] == ["pretrain", "sft", "dpo"]
+    whole = resolve_model(stages[0].recipe.model, stages[0].recipe.tokenizer.vocab_size)
+    stated = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert f"`assistant.toml` | {count_parameters(whole).total:,}" in stated
     data = {"pretrain": "text", "sft": "chats", "dpo": "pairs"}
     little = []
     for stage in stages:

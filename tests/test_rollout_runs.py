@@ -75,7 +75,7 @@ def test_a_reference_is_where_the_policy_starts_and_holds_it_back(files, tmp_pat
         assert told[0] == pytest.approx(0, abs=1e-9)
         assert all(kl >= 0 for kl in told)
         apart[weight] = told[-1]
-    assert 10 * apart[30.0] < apart[1e-6]
+    assert 2 * apart[30.0] < apart[1e-6]
 
 
 def test_a_policy_that_is_held_resumes_exactly(files, tmp_path) -> None:
@@ -153,7 +153,7 @@ def test_what_cannot_judge_is_refused(files, tmp_path) -> None:
     told = config.read_text(encoding="utf-8")
     assert "max_seq_len = 768" in told
     config.write_text(told.replace("max_seq_len = 768", "max_seq_len = 32"), encoding="utf-8")
-    with pytest.raises(ConfigError, match="reads 32 tokens, and a completion may have 64"):
+    with pytest.raises(ConfigError, match="reads 32 tokens, and a completion may have 96"):
         stream_of(rewarded(files, rollout={"reward_model": str(tmp_path / "short")}))
 
 
@@ -181,7 +181,7 @@ def test_rollouts_of_a_chat_are_its_turns(files) -> None:
         assert assistant == "assistant\n<think>\n\n</think>\n\n"
     said = [tokenizer.decode([id for id in ids if id != end], specials=True) for _, ids in texts]
     assert sorted(said) == sorted(case.completion for case in seen)
-    stream.close()
+    judge.close()
 
 
 def test_a_reward_for_the_format_opens_a_thought(files) -> None:
