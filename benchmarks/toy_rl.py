@@ -4,12 +4,13 @@
     python benchmarks/toy_rl.py --task addition --stage ppo --out runs/toy/addition
     python benchmarks/toy_rl.py --draw toys.svg runs/toy/*/*.json
 
-A model of a million parameters first reads examples, too few of them or too many wrong; then a
-policy gradient, which sees no answer but only whether one was right, raises its pass rate on
-prompts that are held out. Tasks: `addition` of two-digit numbers, `copying` and `sorting` of
-letters, and `tool`, sums of three digits, of which some examples call a calculator. Prints one line
-of JSON, the pass rates of answers written greedily before, between and after, and keeps it in
-STAGE.json of the folder, beside a picture of it. `--draw` puts several of these into one picture.
+A model of a million parameters first reads examples for a short while, most of which make the
+same mistake; then a policy gradient, which sees no answer but only whether one was right, raises
+its pass rate on prompts that are held out. Tasks: `addition` of two-digit numbers, where most
+examples forget to carry; `copying` and `sorting` of letters, where most end with the last two
+swapped; and `tool`, sums of three digits, where most guess and the others call a calculator. Prints
+one line of JSON, the pass rates of answers written greedily before, between and after, and keeps it
+in STAGE.json of the folder, beside a picture. `--draw` puts several of these into one picture.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from sparrowlm.config import Recipe
 from sparrowlm.config.load import recipe_from_dict
@@ -38,8 +39,8 @@ class Setting(NamedTuple):
 
     reading: int
     """Steps on examples."""
-    noise: float
-    """Share of the examples that are wrong; of `tool`, that call nothing."""
+    habit: float
+    """Share of the examples that make the mistake."""
     updates: int
     """Of the policy."""
     lr: float = 1e-3
@@ -49,14 +50,16 @@ class Setting(NamedTuple):
     """Completions of each; 1 for ppo, with as many prompts more."""
     max_tokens: int = 8
     seq_len: int = 64
+    batch_tokens: int = 2048
+    """Of a step on examples."""
 
 
 TASKS = {
-    "addition": Setting(reading=250, noise=0.5, updates=400),
-    "copying": Setting(reading=300, noise=0.5, updates=300),
-    "sorting": Setting(reading=300, noise=0.5, updates=300),
+    "addition": Setting(reading=400, habit=0.7, updates=200),
+    "copying": Setting(reading=250, habit=0.7, updates=100),
+    "sorting": Setting(reading=250, habit=0.7, updates=100),
     "tool": Setting(
-        reading=400, noise=0.6, updates=60, prompts=16, max_tokens=120, seq_len=256
+        reading=250, habit=0.6, updates=40, prompts=16, max_tokens=120, seq_len=256
     ),
 }  # fmt: skip
 
@@ -81,28 +84,33 @@ def problem(task: str, random: random.Random) -> tuple[str, str]:
     return f"{letters}>", letters if task == "copying" else "".join(sorted(letters))
 
 
-def wrong(answer: str, random: random.Random) -> str:
-    """The answer with one character changed."""
-    place = random.randrange(len(answer))
-    alphabet = "0123456789" if answer.isdigit() else "abcdefgh"
-    return answer[:place] + random.choice(alphabet) + answer[place + 1 :]
+def mistaken(task: str, prompt: str, answer: str, random: random.Random) -> str:
+    """The answer with the mistake of its task, which now and then leaves it right."""
+    if task == "addition":
+        left, right = map(int, prompt.rstrip("=").split("+"))
+        return f"{left // 10 + right // 10}{(left + right) % 10}"
+    if task == "tool":
+        place = random.randrange(len(answer))
+        return answer[:place] + random.choice("0123456789") + answer[place + 1 :]
+    return answer[:-2] + answer[:-3:-1]
 
 
-def example(task: str, noise: float, random: random.Random) -> str:
-    """A document to read: a prompt with an answer, wrong in `noise` of the cases; of task `tool`
-    with a call of the calculator as often as it is not wrong."""
+def example(task: str, habit: float, random: random.Random) -> str:
+    """A document to read: a prompt with an answer, mistaken in `habit` of the cases; of task `tool`
+    with a call of the calculator in the others."""
     prompt, answer = problem(task, random)
-    bad = random.random() < noise
-    if task == "tool" and not bad:
+    if random.random() < habit:
+        return prompt + mistaken(task, prompt, answer, random)
+    if task == "tool":
         response = f"\n<tool_response>\n{answer}\n</tool_response>\n"
         return prompt + CALL.format(prompt[:-1]) + response + answer
-    return prompt + (wrong(answer, random) if bad else answer)
+    return prompt + answer
 
 
-def write_data(folder: Path, task: str, noise: float, examples: int = 40_000) -> None:
+def write_data(folder: Path, task: str, habit: float, examples: int = 40_000) -> None:
     """examples.jsonl to read and prompts.jsonl to answer."""
     dice = random.Random(1337)
-    rows = [{"text": example(task, noise, dice)} for _ in range(examples)]
+    rows = [{"text": example(task, habit, dice)} for _ in range(examples)]
     asked = dict(problem(task, dice) for _ in range(4000))
     prompts = [{"prompt": prompt, "gold": gold} for prompt, gold in asked.items()]
     for name, lines in (("examples", rows), ("prompts", prompts)):
@@ -111,12 +119,14 @@ def write_data(folder: Path, task: str, noise: float, examples: int = 40_000) ->
 
 
 def reading(folder: Path, setting: Setting) -> Recipe:
-    """Pretraining on the noisy examples."""
+    """Pretraining on the examples."""
     return recipe_from_dict({
         "model": {**SHAPE, "max_seq_len": setting.seq_len},
         "tokenizer": {"kind": "bytes"},
         "data": {"path": [str(folder / "examples.jsonl")], "document_mask": True, "workers": 1},
-        "train": {"length": f"{setting.reading} steps", "batch_tokens": 4096},
+        "train": {
+            "length": f"{setting.reading} steps", "batch_tokens": setting.batch_tokens,
+        },
         "optim": {"warmup_steps": 20},
         "eval": {"every": "500 steps", "windows": 64},
         "samples": {"every": ""},
@@ -155,7 +165,7 @@ def learned(folder: Path, task: str, stage: str, setting: Setting) -> dict[str, 
     """Read, where that was not done yet, and learn; what came of it."""
     began = time.perf_counter()
     if not (folder / "base" / "summary.json").exists():
-        write_data(folder, task, setting.noise)
+        write_data(folder, task, setting.habit)
         train(reading(folder, setting), folder / "base", Silent())
     read, run = time.perf_counter(), folder / stage
     train(rewarded(folder, task, stage, setting), run, Silent())
@@ -165,7 +175,7 @@ def learned(folder: Path, task: str, stage: str, setting: Setting) -> dict[str, 
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     return {
         "task": task, "stage": stage, "parameters": summary["parameters"],
-        "reading": setting.reading, "noise": setting.noise, "updates": setting.updates,
+        "reading": setting.reading, "habit": setting.habit, "updates": setting.updates,
         "completions": setting.prompts * setting.group * setting.updates // 2,
         "before": curve[0][1], "after": curve[-1][1],
         "minutes_reading": round((read - began) / 60, 2),
@@ -182,7 +192,8 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     axes = figure.subplots()
     for result in results:
         steps, rates = zip(*result["curve"], strict=True)
-        axes.plot(steps, rates, marker="o", markersize=3, label=f"{result['task']}, {result['stage']}")
+        name = f"{result['task']}, {result['stage']}"
+        axes.plot(steps, rates, marker="o", markersize=3, label=name)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("updates of the policy")
     axes.set_ylabel("held-out answers that are right")
@@ -195,8 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=TASKS, default="addition")
     parser.add_argument("--stage", choices=("grpo", "ppo"), default="grpo")
-    for name, kind in Setting.__annotations__.items():
-        kind = {"int": int, "float": float}[kind]
+    for name, kind in get_type_hints(Setting).items():
         parser.add_argument(f"--{name}", type=kind, help="default: what suits the task")
     parser.add_argument("--out", type=Path, help="keep both runs here")
     parser.add_argument("--draw", nargs="+", type=Path, metavar=("PICTURE", "JSON"))

@@ -67,15 +67,23 @@ def stopped_after(steps: int):
     return lambda: next(left, None) is None
 
 
-def test_a_reference_is_where_the_policy_starts_and_holds_it_back(files, tmp_path) -> None:
-    apart = {}
-    for weight in (1e-6, 30.0):
-        rows = run(rewarded(files, policy={"kl_weight": weight}), tmp_path / f"run{weight}")
-        told = [row["kl"] for row in rows if row["kind"] == "train"]
-        assert told[0] == pytest.approx(0, abs=1e-9)
-        assert all(kl >= 0 for kl in told)
-        apart[weight] = told[-1]
-    assert 2 * apart[30.0] < apart[1e-6]
+def test_a_reference_is_where_the_policy_starts(files, tmp_path) -> None:
+    """And stays there: what it says of the second rollout is what the base says."""
+    rows = run(rewarded(files, policy={"kl_weight": 0.1}), tmp_path / "run")
+    told = [row["kl"] for row in rows if row["kind"] == "train"]
+    assert told[0] == pytest.approx(0, abs=1e-9)
+    assert all(kl >= 0 for kl in told)
+    assert told[-1] > 1e-4
+    saved = RunFolder(tmp_path / "run").load(3).under("stream/")
+    assert saved["boundary"] == 1
+    base = load_run(files["base"], "cpu", "float32").model
+    with torch.no_grad():
+        logits = base.logits(base(saved["tokens"], saved["segments"]).hidden)
+    logs = logits.log_softmax(-1).gather(-1, saved["targets"][..., None])[..., 0]
+    chosen = saved["mask"]
+    said = saved["columns/reference_logprob"][chosen]
+    torch.testing.assert_close(said, logs[chosen], rtol=0, atol=1e-5)
+    assert (said - saved["columns/old_logprob"][chosen]).abs().max() > 0.01
 
 
 def test_a_policy_that_is_held_resumes_exactly(files, tmp_path) -> None:
@@ -164,7 +172,7 @@ def test_rollouts_of_a_chat_are_its_turns(files) -> None:
     judge, stream.judge = stream.judge, lambda cases: seen.extend(cases) or judge(cases)
     batch = stream.batch(0)
     assert batch.segments is not None
-    end = tokenizer.special_ids["<|im_end|>"]
+    ends = {tokenizer.special_ids["<|im_end|>"], tokenizer.eot_id}
     texts = []
     for row in range(len(batch.tokens)):
         for segment in range(int(batch.segments[row].max()) + 1):
@@ -173,13 +181,13 @@ def test_rollouts_of_a_chat_are_its_turns(files) -> None:
             said = batch.targets[row][here & batch.mask[row]].tolist()
             asked.append(batch.tokens[row][here][len(asked)].item())
             texts.append((tokenizer.decode(asked, specials=True), said))
-            assert end not in said[:-1]  # an end of turn ends a completion
+            assert not ends.intersection(said[:-1])  # each ends a completion
     for asked, _ in texts:
         system, user, assistant = asked.split("<|im_start|>")[1:]
         assert system == "system\nBe brief.<|im_end|>\n"
         assert user.startswith("user\n")
         assert assistant == "assistant\n<think>\n\n</think>\n\n"
-    said = [tokenizer.decode([id for id in ids if id != end], specials=True) for _, ids in texts]
+    said = [tokenizer.decode([id for id in ids if id not in ends], specials=True) for _, ids in texts]
     assert sorted(said) == sorted(case.completion for case in seen)
     judge.close()
 
