@@ -8,9 +8,11 @@ A model of a million parameters first reads examples for a short while, most of 
 same mistake; then a policy gradient, which sees no answer but only whether one was right, raises
 its pass rate on prompts that are held out. Tasks: `addition` of two-digit numbers, where most
 examples forget to carry; `copying` and `sorting` of letters, where most end with the last two
-swapped; and `tool`, sums of three digits, where most guess and the others call a calculator. Prints
-one line of JSON, the pass rates of answers written greedily before, between and after, and keeps it
-in STAGE.json of the folder, beside a picture. `--draw` puts several of these into one picture.
+swapped; and `tool`, sums of three digits, where most guess and the others call a calculator.
+
+Prints one line of JSON, the pass rates of answers written greedily before, between and after, and
+keeps it in STAGE.json of the folder, beside a picture; `--draw` puts several of these into one.
+Minutes are of the processor's work, whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -163,11 +165,11 @@ def rewarded(folder: Path, task: str, stage: str, setting: Setting) -> Recipe:
 
 def learned(folder: Path, task: str, stage: str, setting: Setting) -> dict[str, Any]:
     """Read, where that was not done yet, and learn; what came of it."""
-    began = time.perf_counter()
+    began = time.process_time()
     if not (folder / "base" / "summary.json").exists():
         write_data(folder, task, setting.habit)
         train(reading(folder, setting), folder / "base", Silent())
-    read, run = time.perf_counter(), folder / stage
+    read, run = time.process_time(), folder / stage
     train(rewarded(folder, task, stage, setting), run, Silent())
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
@@ -179,7 +181,7 @@ def learned(folder: Path, task: str, stage: str, setting: Setting) -> dict[str, 
         "completions": setting.prompts * setting.group * setting.updates // 2,
         "before": curve[0][1], "after": curve[-1][1],
         "minutes_reading": round((read - began) / 60, 2),
-        "minutes": round((time.perf_counter() - read) / 60, 2), "curve": curve,
+        "minutes": round((time.process_time() - read) / 60, 2), "curve": curve,
         "sampled": [[row["step"], round(row["reward"], 4)] for row in rows if "reward" in row],
     }  # fmt: skip
 
