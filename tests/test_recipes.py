@@ -149,7 +149,9 @@ def test_the_recipe_of_an_assistant_goes_from_text_to_answers(files, tmp_path) -
     assert run_stages(little, tmp_path / "out", train_it)
     told = load_stages(tmp_path / "out" / "stages.toml")
     assert dump_stages(told) == dump_stages(little)
-    first, *_, last = (RunFolder(tmp_path / "out" / f"{n}-{name}") for n, name in enumerate(data, 1))
+    first, *_, last = (
+        RunFolder(tmp_path / "out" / f"{n}-{name}") for n, name in enumerate(data, 1)
+    )
     assert first.recipe().model == last.recipe().model
     start = next(row for row in last.rows("metrics.jsonl") if row["kind"] == "train")
     assert start["loss"] == pytest.approx(math.log(2), abs=1e-3)  # the reference is the policy

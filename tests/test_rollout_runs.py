@@ -187,8 +187,9 @@ def test_rollouts_of_a_chat_are_its_turns(files) -> None:
         assert system == "system\nBe brief.<|im_end|>\n"
         assert user.startswith("user\n")
         assert assistant == "assistant\n<think>\n\n</think>\n\n"
-    said = [tokenizer.decode([id for id in ids if id not in ends], specials=True) for _, ids in texts]
-    assert sorted(said) == sorted(case.completion for case in seen)
+    own = [[id for id in ids if id not in ends] for _, ids in texts]
+    said = sorted(tokenizer.decode(ids, specials=True) for ids in own)
+    assert said == sorted(case.completion for case in seen)
     judge.close()
 
 

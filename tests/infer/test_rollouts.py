@@ -25,7 +25,6 @@ from sparrowlm.train.opening import dataset_of
 from stage_support import Silent
 from support import cpu, quick, run_command, same_results
 
-
 REWARD = "def vowels(completion, row):\n    return sum(one in 'aeiou' for one in completion)\n"
 
 
@@ -244,15 +243,23 @@ def test_two_ranks_equal_one(folder, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["grpo", "ppo"])
-def test_a_policy_learns_what_is_rewarded(folder, stage):
+@pytest.mark.parametrize(("stage", "least"), [("grpo", 1.5), ("ppo", 4.0)])
+def test_a_policy_learns_what_is_rewarded(folder, stage, least):
+    """Random bytes are vowels with odds of 5 in 264: eight of them earn 0.15. After sixty updates
+    they earn more than ten times as much, and of ppo's every second one is a vowel."""
     rollout = {"prompts": 8, "group_size": 8, "eval_prompts": 4}
     rarely = {"every": "99 steps"}
     recipe = recipe_in(folder, stage, 60, rollout, eval=rarely, checkpoint=rarely)
     train(recipe, folder / "run", Silent())
     rows = [row for row in RunFolder(folder / "run").rows("metrics.jsonl") if "reward" in row]
     earned = [row["reward"] for row in rows]
-    assert sum(earned[-3:]) > 2 * sum(earned[:3])
+    assert sum(earned[:5]) / 5 < 0.25
+    assert sum(earned[-5:]) / 5 > least
+    # And held out, answered greedily.
+    measured = [
+        row for row in RunFolder(folder / "run").rows("metrics.jsonl") if row["kind"] == "eval"
+    ]
+    assert measured[-1]["val_reward"] > least
 
 
 def test_prompts_are_split_by_hash_and_keep_their_rows(folder):
