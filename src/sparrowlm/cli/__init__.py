@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train:train", "train by a recipe"),
     "generate": ("generate:generate", "let a trained run write"),
     "chat": ("chat:chat", "talk with a trained run"),
+    "evaluate": ("evaluate:evaluate", "measure runs: text, tasks, lm-eval"),
     "merge": ("merge:merge", "put a LoRA run's changes into its weights"),
     "import": ("adopt:adopt", "turn another project's checkpoint into a run"),
     "plan": ("plan:plan", "what a recipe will need, before anything starts"),

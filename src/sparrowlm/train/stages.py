@@ -49,6 +49,8 @@ class Scene:
     for dpo, whose reference has said all it has to say in a column of the data."""
     objective: Objective | None = None
     """What is minimized, on the model's device, where a stream asks it for more than a loss."""
+    stride: int = 0
+    """Positions from one window of held-out text to the next; 0: side by side."""
 
 
 class RowStream(Stream, Protocol):
@@ -106,6 +108,7 @@ def held_out_windows(scene: Scene) -> Iterator[Batch]:
         limit=recipe.eval.windows,
         eot_id=dataset.eot_id,
         document_mask=recipe.data.document_mask,
+        stride=scene.stride,
     )
 
 
