@@ -122,7 +122,9 @@ def test_a_talk_by_turns(talk: Any) -> None:
     converse(made)
     assert page.text == "\nyou: why?\nso\n\nyou:   \n\nyou: //help\nno help\n\nyou: /quit\n"
     first, second = script.asked
-    assert first == "<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert (
+        first == "<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
     assert second.startswith(first + "so<|im_end|>\n<|im_start|>user\n/help<|im_end|>")
     assert script.cancelled == [1, 2]
 

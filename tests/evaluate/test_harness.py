@@ -76,7 +76,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tasks").mkdir()
     rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in QUESTIONS)
     (folder / "tasks" / "rows.jsonl").write_text(rows, encoding="utf-8")
-    kept = {"cache_dir": str(folder / "cache"), "data_files": {"test": str(folder / "tasks/rows.jsonl")}}
+    kept = {
+        "cache_dir": str(folder / "cache"),
+        "data_files": {"test": str(folder / "tasks/rows.jsonl")},
+    }
     for name, task in TASKS.items():
         whole = {"task": name, "dataset_path": "json", "dataset_kwargs": kept, "test_split": "test"}
         # YAML is a superset of JSON.
@@ -166,7 +169,9 @@ def test_figures_of_tasks_against_hflm(folder: Path, subject: Subject, theirs: A
     assert by_name["choosing"]["acc"].stderr is not None
 
 
-def test_our_own_choices_are_those_of_lm_eval(folder: Path, subject: Subject, tmp_path: Path) -> None:
+def test_our_own_choices_are_those_of_lm_eval(
+    folder: Path, subject: Subject, tmp_path: Path
+) -> None:
     """The same rows as a task file of ours: accuracy is acc, accuracy_norm is acc_bytes."""
     from sparrowlm.evaluate.answering import answer
     from sparrowlm.evaluate.harness import harness

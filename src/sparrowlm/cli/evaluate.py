@@ -105,9 +105,7 @@ def measure_run(run: Path, loaded: Loaded, asked: Asked, console: Console) -> li
     subject = Subject(loaded.model, loaded.tokenizer, loaded.runtime)
     recipe, context = loaded.recipe, loaded.model.config.max_seq_len
     seq_len = asked.seq_len or recipe.train.seq_len or context
-    reading = Reading(
-        seq_len, asked.windows, asked.stride, document_mask=recipe.data.document_mask
-    )
+    reading = Reading(seq_len, asked.windows, asked.stride, document_mask=recipe.data.document_mask)
     check_reading(reading, context)
     tasks = [load_task(name, asked.limit) for name in asked.task]
     folder, _ = find_run(run)

@@ -130,7 +130,9 @@ def complete(
     return Measured(task.name, how, figures, tuple(note for note, is_so in notes.items() if is_so))
 
 
-def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
+def encode_pair(
+    tokenizer: Tokenizer, context: str, continuation: str
+) -> tuple[list[int], list[int]]:
     """The ids of a context and of what continues it, as lm-eval cuts them: white space between the
     two belongs to the continuation, whose ids are those that the whole has more. Of an empty
     context the id that stands before every document.

@@ -97,9 +97,7 @@ def measure_data(
         DataError: nothing there that can be read.
         ConfigError: prepared with another vocabulary, or no such split.
     """
-    dataset = open_data(
-        path, subject, vocabulary, reading, kind, config or DataConfig(), progress
-    )
+    dataset = open_data(path, subject, vocabulary, reading, kind, config or DataConfig(), progress)
     if dataset.tokenizer is None or dataset.tokenizer.fingerprint != subject.tokenizer.fingerprint:
         raise ConfigError(
             "was prepared with another vocabulary than the run's",

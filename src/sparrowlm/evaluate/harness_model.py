@@ -112,9 +112,7 @@ class SparrowLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """(nats, greedy decoding would write it) of each continuation."""
         sequences = [[*context, *own][-(self.max_length + 1) :] for _, context, own in requests]
-        first = [
-            len(ids) - len(own) for ids, (_, _, own) in zip(sequences, requests, strict=True)
-        ]
+        first = [len(ids) - len(own) for ids, (_, _, own) in zip(sequences, requests, strict=True)]
         said = logprobs(
             self.subject.model, self.subject.runtime, sequences, first, self._told("log-likelihood")
         )
