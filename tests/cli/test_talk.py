@@ -296,7 +296,12 @@ def test_adapters_change_by_name_and_what_was_said_stays(
 
 def test_names_of_adapters() -> None:
     found = named_adapters(("poet=runs/a", "runs/b", "./x=y/c", "runs/d/adapter"))
-    assert found == {"poet": Path("runs/a"), "b": Path("runs/b"), "c": Path("./x=y/c"), "d": Path("runs/d/adapter")}
+    assert found == {
+        "poet": Path("runs/a"),
+        "b": Path("runs/b"),
+        "c": Path("./x=y/c"),
+        "d": Path("runs/d/adapter"),
+    }
     for given in (("a=x", "a=y"), ("none=x",), ("a b=x",)):
         with pytest.raises(ConfigError, match="taken or none"):
             named_adapters(given)
