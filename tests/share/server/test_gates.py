@@ -79,9 +79,7 @@ def guarded() -> Iterator[Running]:
     rules = rules_for(
         "127.0.0.1", key=KEY, names=["sparrow.lan"], origins=["http://localhost:3000"]
     )
-    limits = Limits(
-        body_bytes=2000, head_bytes=4096, head_seconds=0.5, body_seconds=0.5, connections=8
-    )
+    limits = Limits(body_bytes=2000, head_bytes=4096, head_seconds=0.5, body_seconds=0.5)
     with running([served("tiny")], rules, limits) as found:
         yield found
 
@@ -241,20 +239,19 @@ def test_a_body_that_does_not_come_is_408(guarded: Running) -> None:
         assert wire.rest().startswith(b"HTTP/1.1 408")
 
 
-def test_one_connection_too_many_is_told_so(guarded: Running) -> None:
-    waiting = [Wire(guarded) for _ in range(8)]
-    try:
-        assert until(lambda: len(guarded.server.server_state.connections) >= 8)
-        with Wire(guarded) as wire:
+def test_one_connection_too_many_is_told_so() -> None:
+    with running([served("tiny")], limits=Limits(connections=8)) as server:
+        waiting = [Wire(server) for _ in range(8)]
+        assert until(lambda: len(server.server.server_state.connections) == 8)
+        with Wire(server) as wire:
             answer = wire.rest()
         assert answer.startswith(b"HTTP/1.1 503")
         assert b"Retry-After: 1" in answer
-    finally:
         for one in waiting:
             one.socket.close()
-    assert until(lambda: not guarded.server.server_state.connections)
-    with guarded.http() as http:
-        assert http.get("/health").status_code == 200
+        assert until(lambda: not server.server.server_state.connections)
+        with server.http() as http:
+            assert http.get("/health").status_code == 200
 
 
 def test_a_full_queue_is_429_with_a_time_to_come_back(scene: Scene) -> None:
