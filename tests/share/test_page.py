@@ -49,14 +49,14 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def serving() -> Iterator[Any]:
+def serving() -> Any:
     """server_support, which needs the packages of a server and of its clients."""
     for package in ("fastapi", "uvicorn", "prometheus_client", "httpx", "openai"):
         if not _there(package):
             _without(f"{package} is not installed")
     import server_support
 
-    yield server_support
+    return server_support
 
 
 def _there(package: str) -> bool:
@@ -75,7 +75,7 @@ def random_site(serving: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def _scene(serving: Any) -> Iterator[Any]:
-    model, script = serving.scripted("sparrow")
+    model, script = serving.scripted("sparrow", context=512)
     with serving.running([model], slots=2) as found:
         yield serving.Scene(found, found.client(), model, script)
 
@@ -306,9 +306,9 @@ def test_themes_and_languages_are_the_systems_until_chosen(visit: Open, scene: A
     expect(page.locator("html")).to_have_attribute("lang", "zh-CN")
     expect(page.locator("#ask")).to_have_attribute("placeholder", "问点什么")
     assert paper() < 200
-    page.get_by_text("浅色").click()
+    page.get_by_role("radio", name="浅色").check()
     assert paper() > 600
-    page.get_by_text("English").click()
+    page.get_by_role("radio", name="English").check()
     expect(page.locator("#ask")).to_have_attribute("placeholder", "Ask something")
     page.reload()
     expect(page.locator("html")).to_have_attribute("lang", "en")
@@ -366,6 +366,8 @@ def test_fits_a_phone(visit: Open, random_site: Any) -> None:
     narrow = {"width": 360, "height": 640}
     here = visit(random_site.url, viewport=narrow, is_mobile=True, has_touch=True)
     page = here.page
+    page.evaluate("localStorage.setItem('sparrow.settings', JSON.stringify({ seed: 1 }))")
+    page.reload()
 
     def fits() -> bool:
         found = page.evaluate(
@@ -376,7 +378,7 @@ def test_fits_a_phone(visit: Open, random_site: Any) -> None:
 
     expect(page.locator(".examples button").first).to_be_visible()
     assert fits()
-    here.ask("w" * 200 + " `" + "c" * 100 + "`")
+    here.ask("w" * 60 + " `" + "c" * 25 + "`")
     expect(here.answers.locator(".acts")).to_be_visible()
     assert fits()
     page.get_by_role("button", name="Probabilities").tap()
@@ -457,9 +459,7 @@ def test_thoughts_and_tool_calls(visit: Open, scene: Any) -> None:
     page.get_by_role("button", name="Done").click()
     system = {"role": "system", "content": "Be brief."}
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
-    scene.say(
-        f"I should ask.\n</think>\n\n{call}<|im_end|>", [system, user("Warm?")], [tool], True
-    )
+    scene.say(f"I should ask.\n</think>\n\n{call}<|im_end|>", [system, user("Warm?")], [tool], True)
     here.ask("Warm?")
     expect(page.locator(".call .name")).to_have_text("Calls weather")
     expect(page.locator(".call pre")).to_have_text('{\n  "city": "Oslo"\n}')
@@ -508,7 +508,7 @@ def test_faults_are_told_in_words(visit: Open, scene: Any, serving: Any) -> None
     page.unroute("**/v1/chat/completions")
     from sparrowlm.share.server.limits import Limits
 
-    model, script = serving.scripted("busy")
+    model, script = serving.scripted("busy", context=512)
     with serving.running([model], limits=Limits(queue=0), slots=1) as busy:
         script.seconds = 0.05
         here, other = visit(busy.url), visit(busy.url)
@@ -568,9 +568,7 @@ def test_conversations_are_kept_listed_exported_and_deleted(visit: Open, scene: 
     expect(page.locator(".open")).to_have_text(["two?"])
 
 
-def test_tokens_and_events_are_put_together_however_they_are_cut(
-    visit: Open, scene: Any
-) -> None:
+def test_tokens_and_events_are_put_together_however_they_are_cut(visit: Open, scene: Any) -> None:
     """Python's decoder is the authority, on whole text and on bytes that are none."""
     draw = random.Random(0)
     here = visit(scene.running.url)
@@ -588,7 +586,9 @@ def test_tokens_and_events_are_put_together_however_they_are_cut(
         assert sum(len(cell["tokens"]) for cell in cells) == len(parts)
         if raw is raws[0]:
             assert all("\ufffd" not in cell["text"] for cell in cells)
-    told = [json.dumps({"text": text, "n": at}, ensure_ascii=False) for at, text in enumerate(texts * 3)]
+    told = [
+        json.dumps({"text": text, "n": at}, ensure_ascii=False) for at, text in enumerate(texts * 3)
+    ]
     for end in ("\n", "\r\n"):
         stream = "".join(f": note{end}data: {one}{end}{end}" for one in told).encode()
         cuts = sorted(draw.sample(range(1, len(stream)), 30))

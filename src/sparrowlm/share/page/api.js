@@ -60,7 +60,8 @@ export function fault(status, error, retryAfter) {
   if (error.code === "context_length_exceeded") {
     const numbers = (message.match(/\d+/g) ?? []).slice(0, 2).map(Number);
     // Whichever order the sentence has them in: what is asked for is more than what there is.
-    if (numbers.length === 2) return new ApiError("long", { given: Math.max(...numbers), limit: Math.min(...numbers) });
+    const [limit, given] = numbers.sort((one, other) => one - other);
+    if (given) return new ApiError("long", { given, limit });
   }
   return new ApiError(status >= 500 ? "server" : "refused", { message });
 }

@@ -8,7 +8,8 @@ import { hide, watch } from "./nearly.js";
 import { isBase, run } from "./run.js";
 import { deleteTalk, loadSettings, loadTalks, saveSettings, saveTalk } from "./store.js";
 import { add, begin, exported, path, remove, siblings, unanswered } from "./talk.js";
-import { count, speak, translate, word } from "./words.js";
+import { welcome } from "./welcome.js";
+import { speak, translate, word } from "./words.js";
 
 const settings = loadSettings();
 const page = { models: [], model: null, talk: null, running: null, views: new Map(), trouble: null };
@@ -38,7 +39,8 @@ function renderModels() {
   at("models").hidden = !several;
   at("model").hidden = several;
   at("model").textContent = page.model?.id ?? "";
-  at("models").replaceChildren(...page.models.map(({ id }) => element("option", { value: id }, id)));
+  const options = page.models.map(({ id }) => element("option", { value: id }, id));
+  at("models").replaceChildren(...options);
   at("models").value = page.model?.id ?? "";
   showDefaults(page.model?.sparrow?.defaults);
 }
@@ -62,7 +64,7 @@ function renderColumn(shown) {
   const parts = base() && shown.length ? sheet(shown) : shown.map(turn);
   if (page.trouble) parts.push(complaint(page.trouble, start));
   else if (!page.model) parts.push(element("p", { className: "waiting" }, word("loading")));
-  else if (!shown.length) parts.push(welcome());
+  else if (!shown.length) parts.push(welcome(page.model, send));
   at("column").replaceChildren(...parts);
   toEnd();
 }
@@ -90,27 +92,6 @@ function sheet(shown) {
   return [element("div", { className: "sheet" }, ...parts)];
 }
 
-function welcome() {
-  const { id, sparrow } = page.model;
-  const sort = base() ? "base" : "chat";
-  const facts = [];
-  if (sparrow?.parameters) facts.push(word("fact_parameters", { n: count(sparrow.parameters) }));
-  const context = sparrow?.context ?? page.model.max_model_len;
-  if (context) facts.push(word("fact_context", { n: context }));
-  const examples = [1, 2, 3].map((number) => {
-    const text = word(`example_${sort}_${number}`);
-    return element("li", {}, button(text.trim(), () => send(text)));
-  });
-  return element(
-    "section",
-    { className: "welcome" },
-    element("h2", {}, id),
-    element("p", { className: "facts" }, facts.join(" · ")),
-    element("p", {}, word(`about_${sort}`)),
-    element("ul", { className: "examples", "aria-label": word("examples") }, ...examples),
-  );
-}
-
 function renderComposer(shown) {
   const ask = at("ask");
   const [call] = page.talk ? unanswered(page.talk) : [];
@@ -129,7 +110,8 @@ function renderComposer(shown) {
     if (running) at("stop").focus();
     else focusAsk();
   }
-  at("hint").textContent = word(settings.shade && shown.length ? "hint_shade" : base() ? "hint_text" : "hint");
+  const shading = settings.shade && shown.length;
+  at("hint").textContent = word(shading ? "hint_shade" : base() ? "hint_text" : "hint");
   fit(ask);
 }
 
@@ -221,7 +203,10 @@ function send(text) {
 async function reply() {
   const { talk, model } = page;
   talk.model = model.id;
-  if (!base()) Object.assign(talk, { system: settings.system.trim(), tools: toolsOf(settings.tools) ?? [] });
+  if (!base()) {
+    talk.system = settings.system.trim();
+    talk.tools = toolsOf(settings.tools) ?? [];
+  }
   const node = add(talk, path(talk).at(-1).id, { role: "assistant", content: "", model: model.id });
   const controller = new AbortController();
   const running = { node, talk, controller };

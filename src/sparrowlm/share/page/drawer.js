@@ -20,7 +20,9 @@ export function drawer(settings, changed) {
   }
 
   form.addEventListener("input", ({ target }) => {
-    if (target === fields.tools) target.setCustomValidity(toolsOf(target.value) ? "" : word("error_tools"));
+    if (target === fields.tools) {
+      target.setCustomValidity(toolsOf(target.value) ? "" : word("error_tools"));
+    }
     if (!NAMES.includes(target.name) || !target.validity.valid) return;
     if (target.type === "checkbox") settings[target.name] = target.checked;
     else if (target.type === "number") settings[target.name] = target.value === "" ? null : target.valueAsNumber;

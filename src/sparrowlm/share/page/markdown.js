@@ -69,7 +69,8 @@ export function inline(text) {
 const TAGS = { code: "code", bold: "strong" };
 
 function filled(tag, text, properties) {
-  const parts = inline(text).map((part) => (part.kind === "text" ? part.text : element(TAGS[part.kind], {}, part.text)));
+  const made = ({ kind, text: own }) => (kind === "text" ? own : element(TAGS[kind], {}, own));
+  const parts = inline(text).map(made);
   return element(tag, properties ?? {}, ...parts);
 }
 

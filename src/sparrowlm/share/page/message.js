@@ -30,12 +30,9 @@ function editing(box, node, acts) {
     box.replaceChildren(...before);
     box.querySelector(".acts button:last-child").focus();
   };
-  const form = element(
-    "form",
-    { className: "editing" },
-    area,
-    element("p", {}, element("button", { type: "submit", className: "wide" }, word("save")), button(word("cancel"), leave)),
-  );
+  const submit = element("button", { type: "submit", className: "wide" }, word("save"));
+  const row = element("p", {}, submit, button(word("cancel"), leave));
+  const form = element("form", { className: "editing" }, area, row);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     if (area.value.trim()) acts.edit(node, area.value);
@@ -104,8 +101,13 @@ function written(plain) {
       spell(tokens, found);
     } else if (text !== last || tokens) {
       tokens = null;
-      box.replaceChildren(element("div", { className: plain ? "text plain" : "text" }, ...(plain ? [text] : render(text))));
-      for (const pre of box.querySelectorAll("pre")) pre.before(copyButton(() => pre.textContent));
+      const nodes = plain ? [text] : render(text);
+      box.replaceChildren(element("div", { className: plain ? "text plain" : "text" }, ...nodes));
+      for (const pre of box.querySelectorAll("pre")) {
+        const held = element("div", { className: "code" }, copyButton(() => pre.textContent));
+        pre.replaceWith(held);
+        held.prepend(pre);
+      }
     }
     last = text;
   }

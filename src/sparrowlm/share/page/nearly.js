@@ -35,7 +35,9 @@ export function tokenBox() {
 export function watch(root) {
   const cellOf = (event) => (known.has(event.target) ? event.target : null);
   root.addEventListener("pointerover", (event) => cellOf(event) && show(event.target));
-  root.addEventListener("pointerout", (event) => cellOf(event) && document.activeElement !== event.target && hide());
+  root.addEventListener("pointerout", (event) => {
+    if (cellOf(event) && document.activeElement !== event.target) hide();
+  });
   root.addEventListener("focusin", (event) => (cellOf(event) ? show(event.target) : hide()));
   root.addEventListener("focusout", hide);
   root.addEventListener("keydown", (event) => cellOf(event) && move(event));

@@ -63,7 +63,10 @@ function take(node, choice) {
   if (delta.reasoning_content) node.thinking = (node.thinking ?? "") + delta.reasoning_content;
   for (const call of delta.tool_calls ?? []) takeCall(node, call);
   const given = choice.logprobs;
-  if (given) node.tokens = [...(node.tokens ?? []), ...(given.content ? given.content.map(tokenOf) : tokensOf(given))];
+  if (given) {
+    const tokens = given.content ? given.content.map(tokenOf) : tokensOf(given);
+    node.tokens = [...(node.tokens ?? []), ...tokens];
+  }
   if (choice.finish_reason) node.end = choice.finish_reason;
 }
 

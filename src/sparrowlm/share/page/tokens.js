@@ -2,7 +2,7 @@
 // tokens are joined by their bytes until characters are whole. Nothing here knows of the page.
 //
 //   token = {name, bytes?, p, top: [[name, p], …]}    a token that was said; bytes where they are
-//                                                     not those of its name
+//                                                     not those of its name, null of a special one
 //   cell  = {text, tokens: [token, …]}                what is shown as one piece
 
 const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
@@ -13,6 +13,7 @@ const encoder = new TextEncoder();
 export function tokenOf(entry) {
   const top = (entry.top_logprobs ?? []).map((one) => [named(one), short(one.logprob)]);
   const token = { name: named(entry), p: short(entry.logprob), top };
+  if (entry.bytes === null) return { ...token, bytes: null };
   const bytes = bytesOf(entry);
   return lenient.decode(new Uint8Array(bytes)) === token.name ? token : { ...token, bytes };
 }
@@ -20,7 +21,7 @@ export function tokenOf(entry) {
 // The older logprobs of /v1/completions: strings alone, with bytes that are no whole character
 // written like \\xe9.
 export function tokensOf({ tokens, token_logprobs: drawn, top_logprobs: tops }) {
-  const entry = (token, logprob) => ({ token, logprob, bytes: /\\x[89a-f]/.test(token) ? unescaped(token) : null });
+  const entry = (token, logprob) => ({ token, logprob, bytes: unescaped(token) });
   return tokens.map((token, place) => {
     const top = Object.entries(tops?.[place] ?? {}).map(([name, logprob]) => entry(name, logprob));
     top.sort((one, other) => other.logprob - one.logprob);
@@ -28,7 +29,9 @@ export function tokensOf({ tokens, token_logprobs: drawn, top_logprobs: tops }) 
   });
 }
 
+// Undefined where nothing is escaped.
 function unescaped(token) {
+  if (!/\\x[89a-f]/.test(token)) return undefined;
   const parts = token.split(/(\\x[89a-f][0-9a-f])/);
   return parts.flatMap((part, place) => (place % 2 ? [parseInt(part.slice(2), 16)] : [...encoder.encode(part)]));
 }
@@ -67,33 +70,47 @@ export function cells(tokens) {
   const found = [];
   let held = [];
   let bytes = [];
-  tokens.forEach((token, place) => {
+  const flush = () => {
+    if (held.length) found.push({ text: lenient.decode(new Uint8Array(bytes)), tokens: held });
+    [held, bytes] = [[], []];
+  };
+  for (const token of tokens) {
+    if (token.bytes === null) {
+      flush();
+      found.push({ text: token.name, tokens: [token] });
+      continue;
+    }
     held.push(token);
     bytes.push(...(token.bytes ?? encoder.encode(token.name)));
-    if (missing(bytes) && place + 1 < tokens.length) return;
-    found.push({ text: lenient.decode(new Uint8Array(bytes)), tokens: held });
-    held = [];
-    bytes = [];
-  });
+    if (!missing(bytes)) flush();
+  }
+  flush();
   return found;
 }
 
-// The cells that make up `text`, which is a stretch of what all cells say: tags of thoughts and
-// calls, the end and a stop string are said but not shown. Null where the text is none of it.
-export function within(all, text, from = 0) {
-  const said = all.map((cell) => cell.text).join("");
-  const start = said.indexOf(text, from);
-  if (start < 0) return null;
-  const end = start + text.length;
+// The cells that make up `text`, from cell number `begin` on, and where they end. Not all that is
+// said is shown: tags, ends, white space around them and a stop string are passed over. Null
+// where the text is something else.
+export function within(all, text, begin = 0) {
   const found = [];
   let place = 0;
-  for (const cell of all) {
-    const begins = Math.max(start, place) - place;
-    const ends = Math.min(end, place + cell.text.length) - place;
-    if (begins < ends) found.push({ text: cell.text.slice(begins, ends), tokens: cell.tokens });
-    place += cell.text.length;
+  let number = begin;
+  for (; number < all.length && place < text.length; number += 1) {
+    const shown = shownOf(all[number].text, text, place);
+    if (shown) found.push({ text: shown, tokens: all[number].tokens });
+    place += shown.length;
   }
-  return { cells: found, end };
+  return place === text.length ? { cells: found, end: number } : null;
+}
+
+// What of a cell stands at a place of the text: all, or all but white space before it, or what the
+// text ends with, or nothing.
+function shownOf(said, text, place) {
+  const rest = said.trimStart();
+  if (text.startsWith(said, place)) return said;
+  if (rest && text.startsWith(rest, place)) return rest;
+  const left = text.slice(place);
+  return said.startsWith(left) || rest.startsWith(left) ? left : "";
 }
 
 // 0 (sure) to 6 (a guess), of the least likely of a cell's tokens.
