@@ -7,7 +7,7 @@ The 26.9M shape of `benchmarks/step.py` on conversations at a context of 512, a 
 with clipping. A useful token is attended and counted: on our side the learned targets of packed
 rows, on minimind's the labels that its own dataset class leaves in. All run in turns on the same
 conversations, so that all see the same machine: Sparrow and minimind in the precision asked for,
-and minimind as it is shipped too, whose trainers use no autocast on a CPU (`trainer/train_full_sft.py`).
+and minimind as it is shipped too: `trainer/train_full_sft.py` uses no autocast on a CPU.
 
 Prints one JSON line.
 """

@@ -190,7 +190,11 @@ def shortened(command: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["quickstart.md", "first-model.md", "resuming.md"])
+@pytest.mark.parametrize(
+    "page", ["quickstart.md", "first-model.md", "resuming.md", "evaluation.md"]
+)
+@pytest.mark.parametrize("page", ["quickstart.md", "first-model.md", "resuming.md", "export.md"])
+@pytest.mark.parametrize("page", ["quickstart.md", "first-model.md", "resuming.md", "whole-path.md"])
 def test_a_page_runs_from_top_to_bottom(page: str, tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text(STORY * 400, encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from sparrowlm.infer.sampling import Sampling
 from sparrowlm.model.count import flops_per_token
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.report.html import write_report
+from sparrowlm.report.sinks import forwarding
 from sparrowlm.runtime import Runtime, detect, machine, matmul_rate
 from sparrowlm.share.adapters import is_peft, keep_adapter, with_adapter
 from sparrowlm.text.chat import ChatFormat
@@ -117,7 +119,9 @@ def _train(
     reference = reference_of(recipe, dataset, runtime)
     parts = build(recipe, dataset, runtime, checkpoint, weights, should_stop, reference)
     barrier(runtime)
-    return _sit(parts, recipe, run, dataset, runtime, display, changes)
+    log = partial(run.append, "metrics.jsonl")
+    with forwarding(display, recipe, run.path, parts.trainer.state.step, log) as told:
+        return _sit(parts, recipe, run, dataset, runtime, told, changes)
 
 
 def _first_told(dataset: AnyDataset) -> list[str]:

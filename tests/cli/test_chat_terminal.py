@@ -130,7 +130,12 @@ def test_a_person_asks_interrupts_retries_and_saves(run: Path, tmp_path: Path) -
         terminal.type("\x03")
         terminal.wait_for("(stopped)")
         terminal.wait_for("you: ")
-        terminal.type("\x1b[A\x1b[A\n")  # two up: the question again
+        if sys.platform == "linux":  # where readline knows what is pasted
+            terminal.type("\x1b[200~/system be\nsmall\x1b[201~\n")
+            terminal.wait_for("(the model is told so")
+            terminal.wait_for("you: ")
+            terminal.type("\x1b[A")
+        terminal.type("\x1b[A\x1b[A\n")  # up to the question again
         terminal.wait_for("麻雀?")
         terminal.read_on(200)
         terminal.type("\x03")
@@ -149,6 +154,8 @@ def test_a_person_asks_interrupts_retries_and_saves(run: Path, tmp_path: Path) -
     assert "Traceback" not in terminal.text
     (row,) = map(json.loads, (tmp_path / "chat.jsonl").read_text("utf-8").splitlines())
     turns = row["conversations"]
+    if sys.platform == "linux":
+        assert turns.pop(0) == {"role": "system", "content": "be\nsmall"}
     assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
     assert turns[0]["content"] == turns[2]["content"] == "麻雀?"
     assert len(turns[1]["content"]) > 100

@@ -23,7 +23,7 @@ from sparrowlm.cli import main
 from sparrowlm.config import Recipe, dump_recipe
 from support import command
 
-CONTEXT = 4096
+CONTEXT = 1536
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 
 
@@ -108,7 +108,7 @@ def test_sigterm_finishes_what_is_under_way_and_refuses_what_is_new(run: Path) -
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         assert [model.id for model in client.models.list()] == ["麻雀"]
         stream = client.chat.completions.create(
-            model="麻雀", messages=HELLO, stream=True, extra_body={"top_k": 0}, temperature=2
+            model="麻雀", messages=HELLO, stream=True, temperature=0
         )
         chunks = [next(iter(stream))]
         reading = threading.Thread(target=lambda: chunks.extend(stream))
@@ -133,7 +133,7 @@ def test_what_takes_longer_than_the_time_to_drain_is_told_so(run: Path) -> None:
     with serving(run, "--drain-seconds", "0.1") as (process, url):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         stream = client.chat.completions.create(
-            model="麻雀", messages=HELLO, stream=True, extra_body={"top_k": 0}, temperature=2
+            model="麻雀", messages=HELLO, stream=True, temperature=0
         )
         next(iter(stream))
         process.send_signal(signal.SIGTERM)

@@ -122,7 +122,9 @@ def test_a_talk_by_turns(talk: Any) -> None:
     converse(made)
     assert page.text == "\nyou: why?\nso\n\nyou:   \n\nyou: //help\nno help\n\nyou: /quit\n"
     first, second = script.asked
-    assert first == "<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert (
+        first == "<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
     assert second.startswith(first + "so<|im_end|>\n<|im_start|>user\n/help<|im_end|>")
     assert script.cancelled == [1, 2]
 
@@ -149,10 +151,16 @@ def test_help_tells_every_command_and_every_command_is_known(talk: Any) -> None:
     for line in COMMANDS:
         name = line.split()[0]
         assert name in page.text
-        try:
-            obey(made, name)
-        except SparrowError as fault:
-            assert "there is no" not in str(fault)
+        assert "there is no /" not in refusal(made, name)
+    assert "there is no /" in refusal(made, "/nonsense")
+
+
+def refusal(talk: Talk, command: str) -> str:
+    try:
+        obey(talk, command)
+    except UserError as fault:
+        return str(fault)
+    return ""
 
 
 def test_retry_asks_the_same_again_with_other_draws(talk: Any) -> None:
@@ -287,8 +295,8 @@ def test_adapters_change_by_name_and_what_was_said_stays(
 
 
 def test_names_of_adapters() -> None:
-    found = named_adapters(("poet=runs/a", "runs/b", "./x=y/c"))
-    assert found == {"poet": Path("runs/a"), "b": Path("runs/b"), "c": Path("./x=y/c")}
+    found = named_adapters(("poet=runs/a", "runs/b", "./x=y/c", "runs/d/adapter"))
+    assert found == {"poet": Path("runs/a"), "b": Path("runs/b"), "c": Path("./x=y/c"), "d": Path("runs/d/adapter")}
     for given in (("a=x", "a=y"), ("none=x",), ("a b=x",)):
         with pytest.raises(ConfigError, match="taken or none"):
             named_adapters(given)
@@ -315,7 +323,7 @@ def test_the_next_turn_reads_only_what_is_new(loaded: Loaded) -> None:
     greedy = Sampling(temperature=0, max_tokens=8)
     dialogue.say("the sparrow is small")
     first = len(dialogue.prompt(8))
-    said = [one for one in answer(session, dialogue, greedy)]
+    said = list(answer(session, dialogue, greedy))
     assert sum(read) == first + len(said) - 1
     read.clear()
     dialogue.turns[-1] = {"role": "assistant", "content": "x"}  # says less than the cache holds

@@ -12,7 +12,7 @@ from sparrowlm.errors import ConfigError, UserError
 from sparrowlm.infer.engine import Engine, Piece, Request, Session
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.model.cache import KVCache
-from sparrowlm.model.transformer import Output
+from sparrowlm.model.transformer import Output, Transformer
 from sparrowlm.runtime import Runtime
 from sparrowlm.text.tokenizer import byte_tokenizer
 from writing_support import full_logits, random_model, write_without_cache
@@ -212,3 +212,38 @@ def test_spare_rows_of_the_table_have_no_probability() -> None:
     (piece,) = session.round()
     assert sum(torch.tensor([nats for _, nats in piece.top]).exp()) == pytest.approx(1, abs=1e-5)
     assert max(id for id, _ in piece.top) == 256
+
+
+def _near_ties() -> Transformer:
+    """Every id has a twin whose logit differs from its own in the last bits only."""
+    model = random_model(replace(SMALL, vocab_size=200, d_model=48, max_seq_len=160)).float()
+    with torch.no_grad():
+        twins = model.embed.weight[::2]
+        model.embed.weight[1::2] = twins * (1 + 2e-7 * torch.randn_like(twins))
+    return model
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_in_exact_mode_a_request_is_the_same_alone_and_among_64_others(precision: str) -> None:
+    """To the last bit: 64 that come at different times, with prompts that begin alike, near ties
+    at every token, and others that are cancelled."""
+    model, generator = _near_ties(), torch.Generator().manual_seed(5)
+    engine = Engine(model, None, Runtime(torch.device("cpu"), precision), slots=64, exact=True)
+    stem = torch.randint(200, (140,), generator=generator).tolist()
+    requests = []
+    for n in range(64):
+        length = int(torch.randint(1, 140, (), generator=generator))
+        sampling = Sampling(temperature=0.0, max_tokens=2 + n % 9)
+        requests.append(Request([*stem[:length], n, 7], sampling, logprobs=2))
+    session, found, rows = engine.session(chunk=200), [], []
+    for at, request in enumerate(requests):
+        rows.append(session.submit(request))
+        found += session.round() if at % 3 == 0 else []
+        if at % 10 == 9:
+            other = session.submit(Request(stem[:at], Sampling(max_tokens=90)))
+            found += session.round()
+            session.cancel(other)
+    found += _finish(session)
+    for at in range(0, 64, 7):
+        among = [piece._replace(row=0) for piece in found if piece.row == rows[at]]
+        assert list(engine.stream([requests[at]])) == among

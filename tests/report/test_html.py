@@ -191,6 +191,6 @@ def test_every_setting_that_differs_is_explained() -> None:
     for section in fields(Recipe):
         kind = type(getattr(Recipe(), section.name))
         if is_dataclass(kind):
-            meanings = tables._meanings(kind)  # pyright: ignore[reportPrivateUsage]
+            meanings = tables.meanings(kind)
             assert meanings.keys() == {field.name for field in fields(kind)}
             assert all(meanings.values())

@@ -23,7 +23,7 @@ from sparrowlm.text.reply import (
 )
 from sparrowlm.text.tokenizer import Tokenizer, make_tokenizer
 
-QUICK = settings(max_examples=300, deadline=None)
+QUICK = settings(max_examples=100, deadline=None)
 HALVES = ("<thi", "nk>", "</", "think>", "<tool_", "call>", "</tool_call", "<", ">", "<<think>")
 CALL = '{"name": "f", "arguments": {}}'
 HOSTILE = st.lists(

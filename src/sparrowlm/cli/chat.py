@@ -68,12 +68,9 @@ def chat(
         max_tokens=max_tokens,
         stop=stop,
     )
-    if context < 2:
-        raise ConfigError(f"context is {context}, and must be at least 2", where="--context")
-    adapters = named_adapters(adapter)
     talk = open_talk(
-        run, sampling, adapters, mode=mode, think=think, system=system, context=context,
-        device=device, precision=precision,
+        run, sampling, named_adapters(adapter), mode=mode, think=think, system=system,
+        context=context, device=device, precision=precision,
     )  # fmt: skip
     if talk.page.has_person:
         greet(talk, run)
@@ -95,11 +92,14 @@ def open_talk(
     """Load a run to talk with, with the first of its adapters.
 
     Raises:
+        ConfigError: no context.
         RunError: no run there, or an adapter that is none of it.
     """
     from sparrowlm.pipeline import Loaded, load_run
     from sparrowlm.share.adapters import read_adapter
 
+    if context < 2:
+        raise ConfigError(f"context is {context}, and must be at least 2", where="--context")
     known = adapters or {}
     for path in list(known.values())[1:]:
         read_adapter(path)  # a wrong path is told now, not in the middle of a talk
@@ -129,7 +129,8 @@ def greet(talk: Talk, run: Path) -> None:
 
 
 def named_adapters(given: tuple[str, ...]) -> dict[str, Path]:
-    """{name: path} of `NAME=PATH`, or of a path alone, whose last part is its name then.
+    """{name: path} of `NAME=PATH`, or of a path alone, whose last part is its name then; of the
+    `adapter` in a run the run's.
 
     Raises:
         ConfigError: a name that is given twice, or is taken.
@@ -142,7 +143,8 @@ def named_adapters(given: tuple[str, ...]) -> dict[str, Path]:
         name, _, path = text.partition("=")
         if not path or {"/", "\\"} & set(name):
             path = text
-            name = Path(text).resolve().name
+            whole = Path(text).resolve()
+            name = whole.parent.name if whole.name == "adapter" else whole.name
         if name in found or name in ("", NO_ADAPTER) or " " in name:
             raise ConfigError(
                 f"the name {name!r} is taken or none",

@@ -51,7 +51,7 @@ def generate(
         stop: Ends the text where this string would come; may be given several times.
         num: How many texts to write.
         max_tokens: Longest text, or piece of an interactive story.
-        interactive: Write a story together, piece by piece; with --chat, talk, as sparrow chat does.
+        interactive: Write a story together, piece by piece; with --chat, talk (sparrow chat).
         adapter: Changes to write with: a LoRA run on this base, or an adapter's folder of PEFT's.
         device: auto, cpu, cuda or mps.
         precision: auto, float32, bfloat16, float16 or float64.

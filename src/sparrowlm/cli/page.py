@@ -82,9 +82,10 @@ class Page:
         if importlib.util.find_spec("readline"):  # Windows' console has a history of its own
             import readline  # from here on `input` edits lines and recalls them
 
-            # libedit, which stands in for readline on a Mac, may show the marks.
-            if self.console.color_system and "libedit" not in (readline.__doc__ or ""):
-                question = f"{BOLD}{question}{PLAIN}"
+            # libedit, which stands in for readline on a Mac, knows neither.
+            if "libedit" not in (readline.__doc__ or ""):
+                readline.parse_and_bind("set enable-bracketed-paste on")  # lines pasted are one
+                question = f"{BOLD}{question}{PLAIN}" if self.console.color_system else question
         try:
             answer = input(question)
         except UnicodeDecodeError as fault:
@@ -121,7 +122,7 @@ class View:
 
     def show(self, spoken: Spoken) -> None:
         """Show what a token adds."""
-        if self.kind in ("", "thinking"):
+        if self.kind in ("", "thinking") and spoken.token is not None:
             self.count += 1
         for kind, text in spoken.parts:
             if self.kind == "thinking" != kind:
@@ -140,7 +141,7 @@ class View:
 
     def close(self) -> None:
         """Nothing more comes."""
-        if self.kind == "thinking":
+        if self.kind == "thinking" and self.status is not None:
             self._end_thought()
 
     def _end_thought(self) -> None:

@@ -35,11 +35,9 @@ COMMANDS = {
     "/quit": "leave; Ctrl-D does too",
 }
 """What may be typed instead of a question, and what it does."""
-HINTS = (
-    'Text of several lines stands between two lines of """. A line that begins with // is a'
-    " question that begins with /.",
-    "Ctrl-C stops an answer. The arrow keys bring back what was typed.",
-)
+HINTS = """
+Lines between two lines of \"\"\" are one question. One that begins with / is typed with //.
+Ctrl-C stops an answer. The arrow keys bring back what was typed."""
 
 
 @dataclass
@@ -66,7 +64,7 @@ class Talk:
     system: str = ""
     context: int = CONTEXT
     number: int = 0  # of the answer: each has draws of its own
-    stopped: bool = False  # Ctrl-C was the last that came from the person
+    interrupted: Callable[[], bool] = lambda: False  # an answer under way is to stop
     adapter: str = field(init=False)
     loaded: Loaded = field(init=False)
     session: Session = field(init=False)
@@ -120,15 +118,15 @@ class Talk:
         forgotten, view, end = self.partner.forgotten, View(self.page, self.think), ""
         spoken = answer(self.session, self.partner, self.sampling, self.number)
         self.number += 1
-        with interruptible(self.page.has_person) as stopped, closing(spoken), closing(view):
+        with closing(spoken), closing(view):
             for one in spoken:
                 if self.partner.forgotten > forgotten:
                     forgotten = self.partner.forgotten
                     self.page.note(f"(the oldest {forgotten} {self.partner.unit} are forgotten)")
                 view.show(one)
                 end = one.end
-                if stopped() and not end:
-                    end, self.stopped = "stopped", True
+                if self.interrupted() and not end:
+                    end = "stopped"
                     break
         if self.mode == "chat":  # the pieces of a story are one text
             self.page.end_line()
@@ -140,7 +138,7 @@ class Talk:
         match end, self.mode:
             case "stopped", _:
                 return "(stopped)"
-            case "context", _:
+            case "context", "chat":
                 return f"(the context of {self.context} tokens is full)"
             case "max_tokens", "chat":
                 return f"(cut at {self.sampling.max_tokens} tokens: --max-tokens)"
@@ -160,25 +158,32 @@ def converse(talk: Talk, words: str | None = None) -> None:
     Raises:
         SparrowError: what cannot be answered, where nobody is there to ask otherwise.
     """
-    goes_on = True
+    if words is not None and words.startswith("/"):
+        words = f"/{words}"  # no command
+    goes_on, stopped = True, False
     while goes_on:
         try:
-            if words is None:
-                goes_on = heed(talk, ask(talk))
-            else:
-                talk.answer(words)
+            typed = ask(talk, stopped) if words is None else words
+            with interruptible(talk.page.has_person) as talk.interrupted:
+                goes_on = heed(talk, typed)
+                stopped = talk.interrupted()
         except EOFError:
             goes_on = False
         except SparrowError as fault:
             if not talk.page.has_person:
+                talk.page.end_line()
                 raise
             talk.page.note(f"error: {fault}")
         words = None
     talk.page.end_line()
 
 
-def ask(talk: Talk) -> str:
-    """The next words. Ctrl-C that no answer hears is for the program.
+def ask(talk: Talk, stopped: bool) -> str:
+    """The next words. Ctrl-C that no answer hears is for the program: the second in a row ends it.
+
+    Args:
+        talk: with whom.
+        stopped: the first one stopped an answer.
 
     Raises:
         EOFError: there are none.
@@ -189,15 +194,12 @@ def ask(talk: Talk) -> str:
         talk.page.end_line()
         talk.page.write("\n")
         try:
-            words = talk.page.ask("you: " if talk.mode == "chat" else "text: ")
+            return talk.page.ask("you: " if talk.mode == "chat" else "text: ")
         except KeyboardInterrupt:
-            if talk.stopped:
+            if stopped:
                 raise EOFError from None
-            talk.stopped = True
+            stopped = True
             talk.page.note("(Ctrl-C once more leaves)")
-        else:
-            talk.stopped = False
-            return words
 
 
 def heed(talk: Talk, words: str) -> bool:
@@ -227,7 +229,7 @@ def obey(talk: Talk, command: str, rest: str = "") -> bool:
         case "/help":
             width = max(map(len, COMMANDS))
             lines = [f"{name:<{width}}  {meaning}" for name, meaning in COMMANDS.items()]
-            page.note("\n".join([*lines, *HINTS]))
+            page.note("\n".join([*lines, HINTS]))
         case "/reset":
             talk.partner.reset()
             page.note("(all that was said is forgotten)")
@@ -255,7 +257,7 @@ def retry(talk: Talk) -> None:
     if not talk.partner.again():
         raise UserError("nothing was said that could be answered again")
     if talk.sampling.temperature == 0:
-        talk.page.note("(at temperature 0 the answer stays the same)")
+        talk.page.note("(temperature 0 always gives the likeliest answer)")
     talk.speak()
 
 

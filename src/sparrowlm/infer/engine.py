@@ -34,6 +34,7 @@ class Engine:
         slide: where a sequence fills the context, go on with the last half of it. Otherwise it
             ends there.
         compile: as of `Decoder`.
+        exact: as of `Session`, and `stream` has all its slots and the whole context then.
 
     >>> engine = Engine(model, tokenizer, runtime)
     >>> engine.text("Once upon a time", Sampling(temperature=0.8, max_tokens=40))
@@ -49,9 +50,11 @@ class Engine:
         slots: int = SLOTS,
         slide: bool = True,
         compile: bool = False,
+        exact: bool = False,
     ) -> None:
         self.decoder = Decoder(model, runtime.autocast_dtype, compile=compile)
-        self.tokenizer, self.slots, self.slide = tokenizer, slots, slide
+        self.tokenizer, self.slots = tokenizer, slots
+        self.slide, self.exact = slide, exact
         self.context = model.config.max_seq_len
         self.eot_id = None if tokenizer is None else tokenizer.eot_id
         # A table may be larger than the vocabulary; its spare rows mean nothing.
@@ -104,13 +107,14 @@ class Engine:
             eot_id=self.eot_id,
             slide=self.slide,
             chunk=chunk,
+            exact=self.exact,
         )
 
     def stream(self, requests: Sequence[Request]) -> Iterator[Piece]:
         """Write, piece by piece; the pieces of different rows come interleaved.
 
         A row's draws depend on its seed, its sample and how far it is, never on the rows around
-        it; its logits do so in the last bits of float32.
+        it; its logits do so in the last bits of the precision, unless the engine is exact.
 
         Raises:
             UserError: a prompt is empty, longer than the context, or not of this vocabulary.
@@ -119,10 +123,12 @@ class Engine:
         """
         if not requests:
             return
-        # As large as these requests can need: all tokens but the last drawn are read.
-        lengths = [len(one.prompt) + one.sampling.max_tokens - 1 for one in requests]
-        slots = min(self.slots, len(requests))
-        session = self.session(slots=slots, max_len=max(lengths), chunk=None)
+        slots = max_len = None
+        if not self.exact:
+            # As large as these requests can need: all tokens but the last drawn are read.
+            max_len = max(len(one.prompt) + one.sampling.max_tokens - 1 for one in requests)
+            slots = min(self.slots, len(requests))
+        session = self.session(slots=slots, max_len=max_len, chunk=None)
         for request in requests:
             session.submit(request)
         while session.busy:

@@ -13,6 +13,7 @@ Those under way stand side by side, so that a round is one pass over one part of
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from sparrowlm.text.tokenizer import Tokenizer
 
 CHUNK = 256
 """Tokens of prompts that a round reads at most, unless told otherwise."""
+GRID = 64
+"""Tokens of a prompt that one pass reads in exact mode, and keys that a span grows by."""
 
 
 @dataclass
@@ -36,6 +39,7 @@ class _Slot:
     """What a slot of the cache holds."""
 
     ids: list[int] = field(default_factory=list)  # whose keys and values are there
+    read: int = 0  # how many of them as a prompt, the rest one by one as they were drawn
     left: int = 0  # the round in which it became free
 
 
@@ -52,6 +56,11 @@ class Session:
         slide: a completion that fills `max_len` goes on with the last half. Otherwise it ends.
         chunk: tokens of prompts that one round reads at most, so that a long prompt does not
             hold up those under way. None: whatever waits.
+        exact: the tokens and log-probabilities of a request are the same, to the last bit,
+            whatever else is under way. A product of one row may add up in another order than one
+            of two, so every pass has one shape then: a round computes all `slots` rows, idle ones
+            too; prompts are read `GRID` tokens at a time, padded; and only what was read so is
+            shared, not what was drawn (docs/performance.md says what that costs).
 
     >>> session = engine.session()
     >>> row = session.submit(Request(engine.prompt("Once"), Sampling(max_tokens=40)))
@@ -71,10 +80,12 @@ class Session:
         eot_id: int | None = None,
         slide: bool = True,
         chunk: int | None = CHUNK,
+        exact: bool = False,
     ) -> None:
         self._decoder, self._tokenizer = decoder, tokenizer
         self._vocab_size, self._eot_id, self._slide_on = vocab_size, eot_id, slide
-        self._chunk = chunk
+        self._chunk = sys.maxsize if chunk is None else max(chunk, GRID) if exact else chunk
+        self._exact = exact
         self._cache = KVCache(
             decoder.config, slots, max_len, device=decoder.device, dtype=decoder.dtype
         )
@@ -171,7 +182,7 @@ class Session:
             if len(self._slots[place].ids) == self._cache.max_len:
                 one = self._active[place]
                 one.start = len(one.ids) - max(self._cache.max_len // 2, 1)
-                self._slots[place].ids = []
+                self._slots[place] = _Slot()
                 self._cache.cut(place)
                 self._ready -= 1
                 self._swap(place, self._ready)
@@ -187,22 +198,40 @@ class Session:
             place = min(range(self._ready, len(self._active)), key=lambda at: self._active[at].row)
             one, slot = self._active[place], self._slots[place]
             unread = one.ids[one.start + len(slot.ids) : -1]
-            now = unread[:left]
-            if now:
-                tokens = torch.tensor([now], device=self._decoder.device)
-                self._decoder(tokens, self._cache.rows(place, place + 1))
-                slot.ids += now
-            left = None if left is None else left - len(now)
-            if len(now) < len(unread):
+            part = unread[:left] if not self._exact else unread[:GRID] if left >= GRID else []
+            if part:
+                self._read_part(place, part)
+                left -= GRID if self._exact else len(part)
+            elif unread:
                 return
-            self._swap(place, self._ready)
-            self._ready += 1
+            if len(part) == len(unread):
+                self._swap(place, self._ready)
+                self._ready += 1
+
+    def _read_part(self, place: int, part: list[int]) -> None:
+        """Read some tokens of a prompt, in one pass."""
+        slot, cache = self._slots[place], self._cache.rows(place, place + 1)
+        padding = [0] * (GRID - len(part)) if self._exact else []
+        tokens = torch.tensor([part + padding], device=self._decoder.device)
+        if self._exact:
+            self._decoder(tokens, cache, [len(part)], self._span(len(slot.ids) + GRID))
+        else:
+            self._decoder(tokens, cache)
+        slot.ids += part
+        slot.read = len(slot.ids)
+
+    def _span(self, needed: int) -> int:
+        """Keys that a pass of exact mode reads."""
+        return min(-(-needed // GRID) * GRID, self._cache.max_len)
 
     def _begin(self, new: Completion) -> None:
         """Give a completion a free slot, with as much of its prompt as any slot has read. The
         last token is left for the round, which needs what the model says behind it."""
         first, prompt = len(self._active), new.ids[:-1]
         shared = [_common(slot.ids, prompt) for slot in self._slots]
+        if self._exact:
+            pairs = zip(shared, self._slots, strict=True)
+            shared = [min(common, slot.read) // GRID * GRID for common, slot in pairs]
         free = range(first, self.slots)
         # A free slot goes on in place where little else is lost; otherwise the one that has been
         # free for longest takes a copy.
@@ -212,7 +241,7 @@ class Session:
             target = min(free, key=lambda at: (self._slots[at].left, at))
         if target != source and shared[source]:
             self._cache.copy(source, target, shared[source])
-        self._slots[target].ids = prompt[: shared[source]]
+        self._slots[target] = _Slot(prompt[: shared[source]], shared[source])
         self._cache.cut(target, shared[source])
         self._active.append(new)
         self._swap_slots(target, first)
@@ -258,12 +287,19 @@ class Session:
 
     def _logits(self, rows: Sequence[Completion]) -> Tensor:
         """(B, V) behind the last token of every completion."""
+        count = len(rows)
         last = [one.ids[-1] for one in rows]
         for slot, id in zip(self._slots, last, strict=False):
             slot.ids.append(id)
-        tokens = torch.tensor(last, device=self._decoder.device)[:, None]
-        hidden = self._decoder(tokens, self._cache.rows(0, len(rows))).hidden[:, -1]  # (B, D)
-        return self._decoder.logits(hidden)[:, : self._vocab_size]
+        idle = [0] * (self.slots - count) if self._exact else []
+        tokens = torch.tensor(last + idle, device=self._decoder.device)[:, None]
+        if self._exact:
+            span = self._span(max(len(slot.ids) for slot in self._slots[:count]))
+            output = self._decoder(tokens, self._cache, [1] * count + idle, span)
+        else:
+            output = self._decoder(tokens, self._cache.rows(0, count))
+        logits = self._decoder.logits(output.hidden[:, -1])  # (B, V), of idle rows too
+        return logits[:count, : self._vocab_size]
 
 
 def _common(held: Sequence[int], prompt: Sequence[int]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
 from sparrowlm.infer.completion import End, Request
@@ -13,15 +13,16 @@ from sparrowlm.text.reply import Fragment
 
 
 class Spoken(NamedTuple):
-    """What one token adds to an answer."""
+    """What one token adds to an answer, or that its prompt is still being read."""
 
+    token: int | None
     parts: list[Fragment]
     end: End
 
 
 def answer(
     session: Session, partner: Partner, sampling: Sampling, sample: int = 0
-) -> Iterator[Spoken]:
+) -> Generator[Spoken]:
     """Answer what was said last; the partner hears it, as far as it came, when this ends or is
     closed. The keys and values of what the session has read before are used again.
 
@@ -43,12 +44,15 @@ def answer(
     try:
         end: End = ""
         while not end:
-            for piece in session.round():
+            pieces = session.round()
+            if not pieces:  # whoever listens may want to stop
+                yield Spoken(None, [], "")
+            for piece in pieces:
                 tokens.append(piece.token)
                 end = piece.end
                 found = reader.push(piece.token, piece.text) + (reader.finish() if end else [])
                 parts += found
-                yield Spoken(found, end)
+                yield Spoken(piece.token, found, end)
     finally:
         session.cancel(row)
         partner.hear(tokens, parts + reader.finish())

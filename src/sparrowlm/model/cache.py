@@ -92,12 +92,19 @@ class KVCache:
             tensor[pair, :, :length] = tensor[pair[::-1], :, :length]
         self.lengths[pair] = self.lengths[pair[::-1]]
 
-    def window(self, length: int, counts: Sequence[int] | Tensor | None = None) -> Window:
+    def window(
+        self,
+        length: int,
+        counts: Sequence[int] | Tensor | None = None,
+        span: int | None = None,
+    ) -> Window:
         """Where the next `length` tokens of every slot stand.
 
         Args:
             length: T, the columns of the tokens.
             counts: (B,) how many tokens of each row are real; the rest is padding on the right.
+            span: how many keys of each slot are read, where passes shall have one shape; at
+                least as many as are needed.
 
         Raises:
             UserError: a sequence would outgrow `max_len`.
@@ -110,8 +117,9 @@ class KVCache:
                 fix="shorten the prompt, or ask for fewer tokens",
             )
         device = self.keys[0].device
-        first, span = int(self.lengths[0]), int(ends.max())
-        even = counts is None and bool((self.lengths == first).all())
+        first, needed = int(self.lengths[0]), int(ends.max())
+        even = counts is None and span is None and bool((self.lengths == first).all())
+        span = span or needed
         positions = self.lengths[:, None] + torch.arange(length)
         if counts is not None:
             positions[positions >= ends[:, None]] = self.max_len

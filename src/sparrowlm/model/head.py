@@ -123,14 +123,16 @@ class _SummedNll(torch.autograd.Function):
             torch.mm(x, table.t(), out=z)
             if bias is not None:
                 z += bias
-            torch.softmax(z, -1, dtype=wide, out=p)
+            # Not softmax's own cast, which takes fresh memory for every chunk.
+            torch.softmax(z if narrow == wide else p.copy_(z), -1, out=p)
             # The largest probability is 1/V or more, so its logarithm is safe, and it saves the
             # log-sum-exp a pass of its own.
             ahead = z.amax(-1, keepdim=True).to(wide) - z.gather(-1, wanted)
             nats = ahead - p.amax(-1, keepdim=True).log()  # (n, 1)
             total += nats.where(counts, 0.0).sum()
             if wants_hidden or wants_weight or wants_bias:
-                slope = p.scatter_add_(-1, wanted, -p.new_ones(wanted.shape)).to(narrow)
+                slope = p.scatter_add_(-1, wanted, -p.new_ones(wanted.shape))
+                slope = slope if narrow == wide else z.copy_(slope)
                 if hidden_grad is not None:
                     hidden_grad[part] = torch.mm(slope, table) * counts
                 if weight_grad is not None:

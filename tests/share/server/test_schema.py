@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from server_support import Running, running, served
 
-schemathesis: Any = pytest.importorskip("schemathesis")
 OPERATIONS = [
     ("/health", "GET"), ("/metrics", "GET"), ("/v1/models", "GET"), ("/v1/models/{name}", "GET"),
     ("/v1/chat/completions", "POST"), ("/v1/completions", "POST"),
@@ -29,21 +32,23 @@ def small() -> Iterator[Running]:
 def test_no_request_is_a_fault_of_the_server(small: Running, path: str, method: str) -> None:
     schema = schemathesis.openapi.from_url(f"{small.url}/openapi.json")
     operation = schema[path][method]
+    modes = list(GenerationMode) if method == "POST" else [GenerationMode.POSITIVE]
     seen: set[int] = set()
 
     @settings(
-        max_examples=150 if method == "POST" else 20,
+        max_examples=120 if method == "POST" else 20,
         deadline=None,
         derandomize=True,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(case=operation.as_strategy())
+    @given(case=st.one_of(operation.as_strategy(generation_mode=mode) for mode in modes))
     def ask(case: Any) -> None:
         answer = case.call(timeout=60)
         seen.add(answer.status_code)
         assert answer.status_code < 500, answer.text
-        case.validate_response(answer)
+        # A schema cannot say that a prompt fits into the context, or that a turn has a content.
+        case.validate_response(answer, excluded_checks=[positive_data_acceptance])
 
     ask()
     assert 200 in seen or 400 in seen or 404 in seen

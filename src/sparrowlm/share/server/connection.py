@@ -54,9 +54,11 @@ class BoundedConnection(H11Protocol):
         self._expect()
 
     def on_response_complete(self) -> None:
-        """Nothing is under way; uvicorn's own timer begins, and ends with the next byte."""
+        """Nothing is under way. uvicorn's own timer ends what stays silent; a request of which a
+        part is here already has no more time than any other."""
         super().on_response_complete()
-        self._expect()
+        if self.conn.trailing_data[0]:
+            self._expect()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""

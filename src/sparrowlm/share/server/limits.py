@@ -18,6 +18,9 @@ class Limits(NamedTuple):
     """Open at once; one more is closed with 503."""
     head_seconds: float = 10.0
     """Until the headers of a request are there, else the connection is closed."""
+    idle_seconds: int = 60
+    """That a connection may wait for its next request. Clients drop theirs sooner (httpx after 5
+    seconds): who closes last is never met by a request on its way."""
     body_seconds: float = 30.0
     """Until its body is there, else 408."""
     stall_seconds: float = 30.0

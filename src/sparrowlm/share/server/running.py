@@ -122,6 +122,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 h11_max_incomplete_event_size=limits.head_bytes,
+                timeout_keep_alive=limits.idle_seconds,
                 timeout_graceful_shutdown=2 * LAST_BYTES,
             )
         )
