@@ -41,7 +41,7 @@ def browser() -> Iterator[Any]:
     except ImportError:
         _without("playwright is not installed")
         raise
-    expect.set_options(timeout=10_000)
+    expect.set_options(timeout=20_000)
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield browser
