@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -138,10 +139,13 @@ def running(
     rules: Rules | None = None,
     limits: Limits | None = None,
     slots: int | None = None,
+    send_buffer: int = 0,
 ) -> Iterator[Running]:
-    """Serve for as long as the block lasts."""
+    """Serve for as long as the block lasts; with a small buffer a slow reader is soon behind."""
     ready = threading.Event()
     with listen("127.0.0.1", 0) as waiting:
+        if send_buffer:
+            waiting.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         port = waiting.getsockname()[1]
         server = Server(models, rules or Rules(), limits or Limits(), slots, ready.set)
         thread = threading.Thread(target=server.answer, args=(waiting,), daemon=True)

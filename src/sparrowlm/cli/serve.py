@@ -58,25 +58,32 @@ def serve(
         device: auto, cpu, cuda or mps.
         precision: auto, float32, bfloat16, float16 or float64.
     """
-    from sparrowlm.text.extras import need
-
-    for package in ("fastapi", "uvicorn", "prometheus_client"):
-        need(package, "serve", "sparrow serve", load=False)
+    installed()
     from sparrowlm.share.server.limits import Limits
     from sparrowlm.share.server.running import Server, listen, rules_for
 
     check(slots, queue, drain_seconds)
     key = key_of(api_key, api_key_file)
     rules = rules_for(host, key=key, open_to_all=insecure_no_auth, names=allow_host, origins=cors)
-    waiting = listen(host, port)
-    with waiting:
+    with listen(host, port) as waiting:
         models = load_models(run, name, adapter, mode, device, precision)
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{waiting.getsockname()[1]}"
         limits = Limits(queue=queue, drain_seconds=drain_seconds)
-        server = Server(models, rules, limits, slots, lambda: greet(models, address))
-        server.answer(waiting)
+        Server(models, rules, limits, slots, lambda: greet(models, address)).answer(waiting)
     Console(highlight=False).print(Text("stopped", "dim"))
+
+
+def installed() -> None:
+    """Whether a server's packages are.
+
+    Raises:
+        DataError: one is not.
+    """
+    from sparrowlm.text.extras import need
+
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        need(package, "serve", "sparrow serve", load=False)
 
 
 def check(slots: int, queue: int, drain_seconds: float) -> None:

@@ -79,9 +79,7 @@ def guarded() -> Iterator[Running]:
     rules = rules_for(
         "127.0.0.1", key=KEY, names=["sparrow.lan"], origins=["http://localhost:3000"]
     )
-    limits = Limits(
-        body_bytes=2000, head_bytes=4096, head_seconds=0.5, body_seconds=0.5, connections=8
-    )
+    limits = Limits(body_bytes=2000, head_bytes=4096, head_seconds=0.5, body_seconds=0.5)
     with running([served("tiny")], rules, limits) as found:
         yield found
 
@@ -186,8 +184,12 @@ def test_a_body_too_long_is_413_told_beforehand_or_not(guarded: Running) -> None
 class Wire:
     """A connection, byte by byte."""
 
-    def __init__(self, server: Running) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    def __init__(self, server: Running, receive_buffer: int = 0) -> None:
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(10)
+        self.socket.connect(("127.0.0.1", server.port))
 
     def __enter__(self) -> Wire:
         return self
@@ -237,20 +239,19 @@ def test_a_body_that_does_not_come_is_408(guarded: Running) -> None:
         assert wire.rest().startswith(b"HTTP/1.1 408")
 
 
-def test_one_connection_too_many_is_told_so(guarded: Running) -> None:
-    waiting = [Wire(guarded) for _ in range(8)]
-    try:
-        assert until(lambda: len(guarded.server.server_state.connections) >= 8)
-        with Wire(guarded) as wire:
+def test_one_connection_too_many_is_told_so() -> None:
+    with running([served("tiny")], limits=Limits(connections=8)) as server:
+        waiting = [Wire(server) for _ in range(8)]
+        assert until(lambda: len(server.server.server_state.connections) == 8)
+        with Wire(server) as wire:
             answer = wire.rest()
         assert answer.startswith(b"HTTP/1.1 503")
         assert b"Retry-After: 1" in answer
-    finally:
         for one in waiting:
             one.socket.close()
-    assert until(lambda: not guarded.server.server_state.connections)
-    with guarded.http() as http:
-        assert http.get("/health").status_code == 200
+        assert until(lambda: not server.server.server_state.connections)
+        with server.http() as http:
+            assert http.get("/health").status_code == 200
 
 
 def test_a_full_queue_is_429_with_a_time_to_come_back(scene: Scene) -> None:
@@ -291,42 +292,45 @@ def test_a_client_that_leaves_frees_its_slot_within_a_round(stream: bool) -> Non
             assert until(lambda: server.server.service.active == 1)
         left = time.monotonic()
         assert until(lambda: not server.server.service.active)
-        assert time.monotonic() - left < 0.5  # of an answer of 200 seconds
+        assert time.monotonic() - left < 5  # of an answer of 200 seconds
         assert server.server.service.under_way == 0
 
 
+def slow_reader(server: Running) -> Wire:
+    """Asks for a long stream with long chunks, and has little room for them."""
+    body = json.dumps({"messages": HELLO, "stream": True, "logprobs": True, "top_logprobs": 20})
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    wire = Wire(server, receive_buffer=4096)
+    wire.send(head + body)
+    assert until(lambda: server.server.service.active == 1)
+    return wire
+
+
 def test_a_reader_that_takes_nothing_is_cut_off() -> None:
-    """What its stream may hold is bounded, and so is its patience."""
-    model, _ = scripted("fast", context=20_000)
-    limits = Limits(stall_seconds=0.5)
-    with running([model], limits=limits) as server:
-        text = json.dumps({"messages": HELLO, "stream": True, "logprobs": True, "top_logprobs": 20})
-        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
-        head += f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
-        with socket.socket() as slow:
-            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            slow.connect(("127.0.0.1", server.port))
-            slow.sendall((head + text).encode())
-            assert until(lambda: server.server.service.active == 1)
-            assert until(lambda: not server.server.service.under_way, 30)
-        assert until(lambda: not server.server.service.active)
+    model, _ = scripted("fast", context=8192)
+    limits = Limits(stall_seconds=0.2)
+    with running([model], limits=limits, send_buffer=4096) as server:
+        with slow_reader(server):
+            service = server.server.service
+            assert until(lambda: not service.under_way and not service.active, 30)
+            assert until(lambda: not server.server.server_state.connections)
+        written = service.metrics.registry.get_sample_value(
+            "sparrow_completion_tokens_total", {"model": "fast"}
+        )
+        assert written is not None
+        assert written < 8000, "the answer was whole before the reader was cut off"
 
 
 def test_a_stream_read_too_slowly_ends_with_a_fault() -> None:
     """Pieces that wait for a reader are counted."""
-    model, _ = scripted("fast", context=20_000)
-    with running([model], limits=Limits(pieces=50)) as server:
-        text = json.dumps({"messages": HELLO, "stream": True, "logprobs": True, "top_logprobs": 20})
-        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
-        head += f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
-        with Wire(server) as wire:
-            wire.send(head + text)
-            assert until(lambda: server.server.service.active == 1)
+    model, _ = scripted("fast", context=8192)
+    with running([model], limits=Limits(pieces=50), send_buffer=4096) as server:
+        with slow_reader(server) as wire:
             assert until(lambda: not server.server.service.under_way, 30)
-            wire.socket.settimeout(5)
             found = b""
             while b"slow_reader" not in found:
-                part = wire.socket.recv(1 << 20)
+                part = wire.socket.recv(1 << 16)
                 assert part, "the end without a word"
                 found += part
         assert b"[DONE]" not in found

@@ -133,7 +133,7 @@ class ChatRow:
 
     def _choice(self, delta: Delta, finish: Finish | None = None) -> ChunkChoice:
         logprobs = None
-        if self._spell is not None and (self._likely or finish):
+        if self._likely:
             logprobs = ChatLogprobs(content=self._likely, refusal=None)
             self._likely = []
         return ChunkChoice(index=self.index, delta=delta, logprobs=logprobs, finish_reason=finish)

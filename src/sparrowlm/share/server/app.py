@@ -126,15 +126,17 @@ def _fault_of_field(error: dict[str, Any], known: Sequence[str]) -> str:
             return f"{field or 'the body'} is missing"
         case "json_invalid":
             return f"the body is no JSON, from character {error['loc'][-1]} on"
-    told = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    if error["type"] == "value_error":
-        return told
-    return f"{field or 'the body'} should be {told}"
+        case "value_error":
+            return str(error["msg"]).removeprefix("Value error, ")
+    told, field = str(error["msg"]), field or "the body"
+    wished = told.removeprefix("Input should be ")
+    return f"{field}: {told}" if wished == told else f"{field} should be {wished}"
 
 
 def _field(error: dict[str, Any]) -> str:
     """`messages.0.role`, from where pydantic found a fault; its names of alternatives stay out."""
-    place = error["loc"][1:]  # the first says that it is the body
+    # The first says that it is the body; of a body that cannot be read follows a place in it.
+    place = () if error["type"] == "json_invalid" else error["loc"][1:]
     unknown = error["type"] == "extra_forbidden"
     parts = [
         str(part)[:100]

@@ -47,7 +47,8 @@ class ApiFault(Exception):
     def headers(self) -> dict[str, str]:
         """What goes with the status."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+        own = {401: {"WWW-Authenticate": "Bearer"}, 408: {"Connection": "close"}}
+        return headers | own.get(self.status, {})
 
 
 def fault_of(fault: SparrowError) -> ApiFault:
