@@ -17,10 +17,15 @@ from typing import Any
 import openai
 import pytest
 
-from server_support import chat_tokenizer, tiny_model
+from lora_support import lora_recipe, text_recipe
+from lora_support import run as train
+from server_support import chat_tokenizer, running, tiny_model
 from sparrowlm.checkpoint import Checkpoint, RunFolder, State
 from sparrowlm.cli import main
+from sparrowlm.cli.serve import load_models
 from sparrowlm.config import Recipe, dump_recipe
+from sparrowlm.infer.sampling import Sampling
+from sparrowlm.pipeline import load_run
 from support import command
 
 CONTEXT = 1536
@@ -74,6 +79,33 @@ def test_a_package_that_is_missing_is_named(
     )
     assert main(["serve", str(run)]) == 2
     assert 'pip install "sparrowlm[serve]"' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_adapter_is_a_model_of_its_own(tmp_path: Path) -> None:
+    """Beside its base, whose text stays its own."""
+    recipe = text_recipe(tmp_path)
+    train(recipe, tmp_path / "base")
+    train(lora_recipe(recipe, tmp_path / "base"), tmp_path / "poet")
+    adapter = (f"tuned={tmp_path / 'poet'}",)
+    models = load_models(tmp_path / "base", "plain", adapter, "auto", "cpu", "float32")
+    assert [(one.name, one.parent) for one in models] == [("plain", None), ("tuned", "plain")]
+    with running(models) as server:
+        client = server.client()
+        told = {
+            name: client.completions.create(
+                model=name, prompt="def ", temperature=0, max_tokens=8, logprobs=0
+            )
+            for name in ("plain", "tuned")
+        }
+        for name, folder in (("plain", "base"), ("tuned", "poet")):
+            loaded = load_run(tmp_path / folder, "cpu", "float32")
+            alone = loaded.write("def ", Sampling(temperature=0, max_tokens=8))
+            assert told[name].choices[0].text == alone
+        likely = [told[name].choices[0].logprobs.token_logprobs for name in told]  # pyright: ignore
+        assert likely[0] != likely[1]
+        with pytest.raises(openai.BadRequestError, match="/v1/completions"):
+            client.chat.completions.create(model="plain", messages=HELLO)
 
 
 @contextmanager

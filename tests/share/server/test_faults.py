@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from server_support import CONTEXT, Running, Scene
+from server_support import CONTEXT, Running, Scene, running, scripted
 
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -227,3 +227,37 @@ def test_an_engine_that_fails_says_so_and_goes_on(scene: Scene) -> None:
     said = scene.client.chat.completions.create(model="scripted", messages=HELLO)
     assert said.choices[0].message.content == "fine"
     assert scene.running.server.service.under_way == 0
+
+
+def test_an_engine_that_cannot_begin_anew_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, script = scripted("lost")
+    with running([model]) as server:
+        client = server.client()
+
+        def refuse(**_: Any) -> None:
+            raise RuntimeError("no memory is left")
+
+        monkeypatch.setattr(model.engine, "session", refuse)
+        script.fault = RuntimeError("it breaks")
+        with pytest.raises(openai.InternalServerError, match="engine failed"):
+            client.chat.completions.create(model="lost", messages=HELLO)
+        with pytest.raises(openai.InternalServerError, match="has failed") as caught:
+            client.chat.completions.create(model="lost", messages=HELLO)
+        assert caught.value.status_code == 503
+        with server.http() as http:
+            health = http.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "failed")
+
+
+def test_weights_that_are_no_numbers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of our own faults says what and why, and the next request is heard."""
+    model, script = scripted("nan")
+    with running([model]) as server:
+        client = server.client()
+        monkeypatch.setattr(script, "logits", lambda hidden: hidden * float("nan"))
+        for _ in range(2):
+            with pytest.raises(openai.InternalServerError, match="not numbers"):
+                client.chat.completions.create(model="nan", messages=HELLO)
+        monkeypatch.undo()
+        said = client.chat.completions.create(model="nan", messages=HELLO, max_tokens=2)
+        assert said.choices[0].message.content == "aa"
