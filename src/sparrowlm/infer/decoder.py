@@ -61,8 +61,8 @@ class Decoder:
     Args:
         model: left as it is. After its weights have changed a new decoder is needed.
         dtype: of the products and so of the cache; the model's own by default.
-        compile: let `torch.compile` fuse the pass of one token. Halves what lies between the
-            products, for most of a minute at the first token: worth it for who writes for long.
+        compile: on CUDA, passes of one token shall be graphs (`Graphs`); elsewhere let
+            `torch.compile` fuse them, for most of a minute at the first token.
         weights: "int8" rounds those of the products, as `Product` says.
 
     It takes tokens through a cache as `Transformer.forward` does, and gives the same hidden
@@ -110,7 +110,9 @@ class Decoder:
         else:
             angles = rotary_angles(every[None], config.head_dim, config.rope_theta, wide)
             self.angles = torch.cat(angles)  # (2, S + 1, 1, H)
-        self._one = torch.compile(self._through, dynamic=True) if compile else self._through
+        self.captures = compile and self.device.type == "cuda"
+        fuse = compile and not self.captures
+        self._one = torch.compile(self._through, dynamic=True) if fuse else self._through
         self.bend, self.gated = _BENDS[config.mlp], config.mlp in GATED
 
     def __call__(
@@ -142,6 +144,11 @@ class Decoder:
         hidden = through(tokens, cache, window)
         cache.advance(tokens.shape[1], counts)
         return Output(hidden)
+
+    def step(self, tokens: Tensor, cache: KVCache, window: Window) -> Tensor:
+        """Logits (B, V) behind one token for every slot, (B, 1), where its window is known: only
+        what runs on the device. The cache does not advance."""
+        return self.logits(self._one(tokens, cache, window)[:, -1])
 
     def _through(self, tokens: Tensor, cache: KVCache, window: Window) -> Tensor:
         """(B, T, D) of tokens (B, T), by way of every layer."""
