@@ -88,10 +88,8 @@ def read_rate(runtime: Runtime, size: int = 2**28, repeats: int = 5) -> float:
 def bytes_per_step(decoder: Decoder, batch: int, length: float) -> float:
     """Weights read once, and the keys and values of `batch` sequences of a mean length."""
     config, width = decoder.config, decoder.dtype.itemsize
-    weights = decoder.head.weight.numel() + sum(
-        product.weight.numel()
-        for layer in decoder.layers
-        for product in (layer.qkv, layer.o, *layer.mlp)
+    weights = decoder.head.size + sum(
+        product.size for layer in decoder.layers for product in (layer.qkv, layer.o, *layer.mlp)
     )
     cache = 2 * config.n_layers * config.n_kv_heads * config.head_dim * length * batch
     return width * (weights + cache)

@@ -63,6 +63,8 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", action="store_true", help="the engine's decoding step")
+    parser.add_argument("--weights", default="full", choices=["full", "int8"], help="the engine's")
+    parser.add_argument("--exact", action="store_true", help="the engine's exact mode")
     parser.add_argument("--transformers", action="store_true", help="measure its generate too")
     parser.add_argument("--minimind", type=Path, help="a checkout whose generate is measured too")
     options = parser.parse_args()
@@ -72,7 +74,16 @@ def main() -> None:
     model.to(runtime.device, runtime.weight_dtype)
     counts = [int(count) for count in options.streams.split(",")]
     turns = prompts(options, max(counts))
-    writers: dict[str, Writer] = {"sparrow": ours(model, runtime, max(counts), options.compile)}
+    engine = Engine(
+        model,
+        None,
+        runtime,
+        slots=max(counts),
+        compile=options.compile,
+        weights=options.weights,
+        exact=options.exact,
+    )
+    writers: dict[str, Writer] = {"sparrow": ours(engine)}
     if options.transformers:
         writers["transformers"] = batches(qwen3(model, runtime))
     if options.minimind:
@@ -91,6 +102,8 @@ def main() -> None:
         "tokens": options.tokens,
         "prompt_tokens": [SHORTEST, LONGEST],
         "precision": runtime.precision,
+        "weights": options.weights,
+        "exact": options.exact,
         "compile": options.compile,
         "machine": machine(),
     }
@@ -126,13 +139,12 @@ def figures(answers: list[Answer]) -> dict[str, float]:
     }
 
 
-def ours(model: Transformer, runtime: Runtime, streams: int, compile: bool) -> Writer:
+def ours(engine: Engine) -> Writer:
     """A session; each stream sends its next request when it has the last token of one."""
-    engine = Engine(model, None, runtime, compile=compile)
 
     def write(turns: list[list[list[int]]], tokens: int) -> list[Answer]:
         sampling = Sampling(temperature=TEMPERATURE, top_k=TOP_K, max_tokens=tokens)
-        session = engine.session(slots=min(streams, len(turns[0])))
+        session = engine.session()
         waiting = [[turn[stream] for turn in turns] for stream in range(len(turns[0]))]
         stream_of: dict[int, int] = {}
         answers: list[Answer] = []
@@ -236,8 +248,8 @@ def qwen3(model: Transformer, runtime: Runtime) -> Callable[..., None]:
 
 
 def minimind(model: Transformer, runtime: Runtime, checkout: Path) -> Callable[..., None]:
-    """minimind's own loop, with our weights; in float32 on a CPU, whatever it is asked, it has
-    half precision only for GPUs: here it gets the precision of the run."""
+    """minimind's own loop, with our weights in the precision of the run. Its script takes float16
+    on every device, which CPUs multiply slowly."""
     sys.path.insert(0, str(checkout))
     from model.model_minimind import (  # pyright: ignore[reportMissingImports]
         MiniMindConfig,

@@ -101,6 +101,37 @@ def test_bf16_products_stay_near_float32(trained: Transformer, source: bytes) ->
     assert divergence.mean() < 1e-3
 
 
+@torch.no_grad()
+def test_int8_weights_write_as_their_rounded_values_do(trained: Transformer) -> None:
+    """One row goes through the kernel of 8 bits, several through an ordinary product of the same
+    values: what is left between them is the rounding of bfloat16."""
+    decoder = Decoder(trained, torch.bfloat16, weights="int8")
+    product = decoder.layers[0].qkv
+    assert product.whole is not None  # or this test would compare a thing with itself
+    x = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    few = torch.cat([product(row[None]) for row in x]).float()
+    many = product(x).float()
+    assert many.abs().max() > 0
+    assert (few - many).abs().max() < 0.02 * many.abs().max()
+    exact = Decoder(trained, torch.bfloat16).layers[0].qkv(x).float()
+    assert 0 < (exact - many).abs().max() < 0.03 * many.abs().max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_weights_stay_near_float32(
+    trained: Transformer, source: bytes, dtype: torch.dtype
+) -> None:
+    ids = list(source[1000:1064])
+    full = full_logits(trained, ids).log_softmax(-1)
+    decoder = Decoder(trained, dtype, weights="int8")
+    cache = _cache(decoder)
+    steps = [decoder(torch.tensor([[id]]), cache).hidden for id in ids]
+    found = decoder.logits(torch.cat(steps, 1))[0]
+    divergence = (full.exp() * (full - found.float().log_softmax(-1))).sum(-1)
+    assert 0 < divergence.mean() < 3e-3
+
+
 def test_more_positions_than_the_model_has_are_an_error() -> None:
     decoder = Decoder(random_model(QWEN3))
     cache = KVCache(decoder.config, 1, max_len=30, dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from sparrowlm.config import ModelConfig
 from sparrowlm.errors import ConfigError, UserError
 from sparrowlm.infer.engine import Engine, Piece, Request, Session
 from sparrowlm.infer.sampling import Sampling
-from sparrowlm.model.cache import KVCache
+from sparrowlm.model.cache import KVCache, Window
 from sparrowlm.model.transformer import Output, Transformer
 from sparrowlm.runtime import Runtime
 from sparrowlm.text.tokenizer import byte_tokenizer
@@ -29,6 +30,7 @@ class Counting:
         self.decoder, self.passes = engine.decoder, []
         self.config, self.device = engine.decoder.config, engine.decoder.device
         self.dtype, self.logits = engine.decoder.dtype, engine.decoder.logits
+        self.captures = False
         engine.decoder = self  # pyright: ignore[reportAttributeAccessIssue]
 
     def __call__(self, tokens: torch.Tensor, cache: KVCache) -> Output:
@@ -247,3 +249,39 @@ def test_in_exact_mode_a_request_is_the_same_alone_and_among_64_others(precision
     for at in range(0, 64, 7):
         among = [piece._replace(row=0) for piece in found if piece.row == rows[at]]
         assert list(engine.stream([requests[at]])) == among
+
+
+def test_passes_of_one_shape_write_as_each_request_alone() -> None:
+    """What a CUDA graph is asked for, with the graph itself left out: all slots, idle ones too,
+    and spans that grow in steps."""
+    engine = _engine(slots=3)
+    session, spans = engine.session(), set()
+
+    def step(tokens: torch.Tensor, window: Window) -> torch.Tensor:
+        assert tokens.shape == (3, 1)
+        assert window.mask is not None and window.start is None  # noqa: PT018
+        spans.add(window.span)
+        return engine.decoder.step(tokens, session._cache, window)
+
+    session._graphs = step  # pyright: ignore[reportAttributeAccessIssue]
+    requests = [_request([n, 2 * n, 5], 6 + 9 * n) for n in range(5)]
+    rows = [session.submit(request) for request in requests]
+    pieces = _finish(session)
+    assert spans == {32}
+    for row, request in zip(rows, requests, strict=True):
+        assert _ids(pieces, row) == _alone(request)
+
+
+@pytest.mark.gpu
+def test_captured_steps_write_as_full_recomputation_does() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    runtime = Runtime(torch.device("cuda", 0), "float64")
+    model = copy.deepcopy(MODEL).to(runtime.device)
+    session = Engine(model, None, runtime, slots=3, compile=True).session()
+    assert session._graphs is not None
+    requests = [_request([n, 2 * n, 5], 6 + 9 * n) for n in range(5)]
+    rows = [session.submit(request) for request in requests]
+    pieces = _finish(session)
+    for row, request in zip(rows, requests, strict=True):
+        assert _ids(pieces, row) == _alone(request)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from sparrowlm.config.schema import GATED
 from sparrowlm.errors import UserError
+from sparrowlm.infer.product import Product, Weights
 from sparrowlm.model.attention import cached_attention
 from sparrowlm.model.cache import KVCache, Window
 from sparrowlm.model.lora import full_weight
@@ -40,22 +41,6 @@ _BENDS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),
 }
-
-
-class Product(NamedTuple):
-    """A linear map, perhaps of several layers at once."""
-
-    weight: Tensor
-    """(in, out): a view of (out, in), as `F.linear` would make it at every call."""
-    bias: Tensor | None
-    """(out,)."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(M, out) of x (M, in), in the weight's dtype."""
-        x = x.to(self.weight.dtype)
-        if self.bias is None:
-            return torch.mm(x, self.weight)
-        return torch.addmm(self.bias, x, self.weight)
 
 
 class Layer(NamedTuple):
@@ -76,8 +61,9 @@ class Decoder:
     Args:
         model: left as it is. After its weights have changed a new decoder is needed.
         dtype: of the products and so of the cache; the model's own by default.
-        compile: let `torch.compile` fuse the pass of one token. Halves what lies between the
-            products, for most of a minute at the first token: worth it for who writes for long.
+        compile: on CUDA, passes of one token shall be graphs (`Graphs`); elsewhere let
+            `torch.compile` fuse them, for most of a minute at the first token.
+        weights: "int8" rounds those of the products, as `Product` says.
 
     It takes tokens through a cache as `Transformer.forward` does, and gives the same hidden
     states up to rounding. There is no dropout and no training mode to leave.
@@ -90,7 +76,12 @@ class Decoder:
 
     @torch.no_grad()
     def __init__(
-        self, model: Transformer, dtype: torch.dtype | None = None, *, compile: bool = False
+        self,
+        model: Transformer,
+        dtype: torch.dtype | None = None,
+        *,
+        compile: bool = False,
+        weights: Weights = "full",
     ) -> None:
         config = self.config = model.config
         weight = model.embed.weight.detach()
@@ -98,9 +89,9 @@ class Decoder:
         wide = torch.promote_types(weight.dtype, torch.float32)
         self.embed = weight.to(wide)
         bias = model.head_bias
-        self.head = Product(
-            model.head_weight.detach().to(self.dtype).t(),
-            None if bias is None else bias.detach().to(self.dtype),
+        self._product = partial(Product, dtype=self.dtype, weights=weights)
+        self.head = self._product(
+            model.head_weight.detach(), None if bias is None else bias.detach()
         )
         self.norm = _norm_weights(model.norm, wide)
         self.layers = [self._layer(block) for block in model.blocks if isinstance(block, Block)]
@@ -119,7 +110,9 @@ class Decoder:
         else:
             angles = rotary_angles(every[None], config.head_dim, config.rope_theta, wide)
             self.angles = torch.cat(angles)  # (2, S + 1, 1, H)
-        self._one = torch.compile(self._through, dynamic=True) if compile else self._through
+        self.captures = compile and self.device.type == "cuda"
+        fuse = compile and not self.captures
+        self._one = torch.compile(self._through, dynamic=True) if fuse else self._through
         self.bend, self.gated = _BENDS[config.mlp], config.mlp in GATED
 
     def __call__(
@@ -151,6 +144,11 @@ class Decoder:
         hidden = through(tokens, cache, window)
         cache.advance(tokens.shape[1], counts)
         return Output(hidden)
+
+    def step(self, tokens: Tensor, cache: KVCache, window: Window) -> Tensor:
+        """Logits (B, V) behind one token for every slot, (B, 1), where its window is known: only
+        what runs on the device. The cache does not advance."""
+        return self.logits(self._one(tokens, cache, window)[:, -1])
 
     def _through(self, tokens: Tensor, cache: KVCache, window: Window) -> Tensor:
         """(B, T, D) of tokens (B, T), by way of every layer."""
@@ -249,7 +247,7 @@ class Decoder:
             if shift is not None:
                 bias = weight @ shift + (0 if bias is None else bias)
             weight = weight * scale
-        return Product(weight.to(self.dtype).t(), None if bias is None else bias.to(self.dtype))
+        return self._product(weight, bias)
 
 
 def _norm_weights(norm: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from sparrowlm.errors import ConfigError
 from sparrowlm.infer.completion import End, Piece, Request
 from sparrowlm.infer.decoder import Decoder
+from sparrowlm.infer.product import Weights
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.infer.session import CHUNK, Session
 from sparrowlm.model.transformer import Transformer
@@ -34,6 +35,7 @@ class Engine:
         slide: where a sequence fills the context, go on with the last half of it. Otherwise it
             ends there.
         compile: as of `Decoder`.
+        weights: as of `Decoder`.
         exact: as of `Session`, and `stream` has all its slots and the whole context then.
 
     >>> engine = Engine(model, tokenizer, runtime)
@@ -50,9 +52,10 @@ class Engine:
         slots: int = SLOTS,
         slide: bool = True,
         compile: bool = False,
+        weights: Weights = "full",
         exact: bool = False,
     ) -> None:
-        self.decoder = Decoder(model, runtime.autocast_dtype, compile=compile)
+        self.decoder = Decoder(model, runtime.autocast_dtype, compile=compile, weights=weights)
         self.tokenizer, self.slots = tokenizer, slots
         self.slide, self.exact = slide, exact
         self.context = model.config.max_seq_len

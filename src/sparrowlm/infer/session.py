@@ -24,6 +24,7 @@ from torch import Tensor
 from sparrowlm.errors import ConfigError, RunError, UserError
 from sparrowlm.infer.completion import Completion, Piece, Request
 from sparrowlm.infer.decoder import Decoder
+from sparrowlm.infer.graphs import Graphs
 from sparrowlm.infer.sampling import NOT_A_NUMBER, draw, log_probabilities, next_tokens
 from sparrowlm.model.cache import KVCache
 from sparrowlm.text.tokenizer import Tokenizer
@@ -89,6 +90,7 @@ class Session:
         self._cache = KVCache(
             decoder.config, slots, max_len, device=decoder.device, dtype=decoder.dtype
         )
+        self._graphs = Graphs(decoder, self._cache) if decoder.captures else None
         self._slots = [_Slot() for _ in range(slots)]
         self._active: list[Completion] = []  # the completion at place i is in slot i
         self._ready = 0  # how many of them have read their prompts
@@ -291,14 +293,21 @@ class Session:
         last = [one.ids[-1] for one in rows]
         for slot, id in zip(self._slots, last, strict=False):
             slot.ids.append(id)
-        idle = [0] * (self.slots - count) if self._exact else []
-        tokens = torch.tensor(last + idle, device=self._decoder.device)[:, None]
-        if self._exact:
-            span = self._span(max(len(slot.ids) for slot in self._slots[:count]))
-            output = self._decoder(tokens, self._cache, [1] * count + idle, span)
+        device = self._decoder.device
+        if not self._exact and self._graphs is None:
+            tokens = torch.tensor(last, device=device)[:, None]
+            hidden = self._decoder(tokens, self._cache.rows(0, count)).hidden[:, -1]  # (B, D)
+            return self._decoder.logits(hidden)[:, : self._vocab_size]
+        idle = [0] * (self.slots - count)
+        tokens = torch.tensor(last + idle, device=device)[:, None]
+        counts = [1] * count + idle
+        span = self._span(max(len(slot.ids) for slot in self._slots[:count]))
+        window = self._cache.window(1, counts, span)
+        if self._graphs is None:
+            logits = self._decoder.step(tokens, self._cache, window)
         else:
-            output = self._decoder(tokens, self._cache.rows(0, count))
-        logits = self._decoder.logits(output.hidden[:, -1])  # (B, V), of idle rows too
+            logits = self._graphs(tokens, window)
+        self._cache.advance(1, counts)
         return logits[:count, : self._vocab_size]
 
 
