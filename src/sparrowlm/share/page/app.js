@@ -89,8 +89,11 @@ function sheet(shown) {
   const last = shown.at(-1);
   const parts = [element("span", { className: "given" }, node.content)];
   if (last.role === "assistant") parts.push(turn(last));
-  return [element("div", { className: "sheet" }, ...parts)];
+  return [element("div", { className: code() ? "sheet code" : "sheet" }, ...parts)];
 }
+
+// Indented lines want letters of one width.
+const code = () => /^(\t| {2,})\S/m.test(wholeText());
 
 function renderComposer(shown) {
   const ask = at("ask");
@@ -238,6 +241,7 @@ async function reply() {
 function show(node, running) {
   const follow = nearEnd();
   page.views.get(node.id)?.update(running);
+  if (base()) at("column").firstChild.classList.toggle("code", code());
   if (follow) toEnd();
   at("latest").hidden = nearEnd();
 }

@@ -68,10 +68,10 @@ export function inline(text) {
 
 const TAGS = { code: "code", bold: "strong" };
 
-function filled(tag, text, properties) {
+// An element of one stretch of text.
+export function filled(tag, text, properties = {}) {
   const made = ({ kind, text: own }) => (kind === "text" ? own : element(TAGS[kind], {}, own));
-  const parts = inline(text).map(made);
-  return element(tag, properties ?? {}, ...parts);
+  return element(tag, properties, ...inline(text).map(made));
 }
 
 // A list of nodes.

@@ -1,7 +1,7 @@
 // One turn of a conversation as the page shows it.
 
 import { button, copy, element, fit } from "./dom.js";
-import { render } from "./markdown.js";
+import { filled, render } from "./markdown.js";
 import { spell, tokenBox } from "./nearly.js";
 import { cells, within } from "./tokens.js";
 import { count, word } from "./words.js";
@@ -11,7 +11,7 @@ import { count, word } from "./words.js";
 // it stands among its versions: {i, n}.
 export function question(node, place, acts) {
   const box = element("article", { className: `turn ${node.role}`, id: `turn-${node.id}` });
-  const text = element("div", { className: "said" }, node.content);
+  const text = filled("div", node.content, { className: "said" });
   const named = node.role === "tool" ? [element("p", { className: "name" }, word("tool_result"))] : [];
   const edit = () => editing(box, node, acts);
   const row = actions(
@@ -148,7 +148,7 @@ function ending(node, place, acts, signed) {
 function stats({ stats: found, end }) {
   const parts = [];
   if (found?.tokens) parts.push(word("stat_tokens", { n: found.tokens }));
-  if (found?.speed) parts.push(word("stat_speed", { n: count(found.speed) }));
+  if (found?.speed) parts.push(word("stat_speed", { n: count(Math.round(found.speed)) }));
   if (found?.context) parts.push(word("stat_context", { n: found.used, all: found.context }));
   if (end === "length" || end === "stopped") parts.push(word(`finish_${end}`));
   return parts.join(" · ");

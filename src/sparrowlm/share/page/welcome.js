@@ -1,6 +1,7 @@
 // What a person sees first: the name of the model, what it is, and what one could begin with.
 
-import { button, element } from "./dom.js";
+import { element } from "./dom.js";
+import { filled } from "./markdown.js";
 import { isBase } from "./run.js";
 import { count, word } from "./words.js";
 
@@ -14,7 +15,8 @@ export function welcome(model, send) {
   if (context) facts.push(word("fact_context", { n: context }));
   const examples = [1, 2, 3].map((number) => {
     const text = word(`example_${sort}_${number}`);
-    return element("li", {}, button(text.trim(), () => send(text)));
+    const example = filled("button", text.trim(), { type: "button", onclick: () => send(text) });
+    return element("li", {}, example);
   });
   return element(
     "section",
