@@ -287,7 +287,8 @@ def adopt(theirs: torch.nn.Module, model: Transformer) -> torch.nn.Module:
         state[f"{LLAMA[pattern].format(number and number[0])}.{kind}"] = weight
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
     missing, extra = theirs.load_state_dict(state, strict=False)
-    assert not extra and not [name for name in missing if name.endswith("weight")], (missing, extra)
+    assert not extra, extra
+    assert not [name for name in missing if name.endswith("weight")], missing
     return theirs.eval()
 
 

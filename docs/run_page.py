@@ -134,10 +134,8 @@ class Background:
         RuntimeError: it ended, or told no address within a minute; shows its output.
     """
 
-    def __init__(
-        self, words: list[str], folder: Path, environment: dict[str, str] | None
-    ) -> None:
-        self._output = tempfile.TemporaryFile("w+", encoding="utf-8")
+    def __init__(self, words: list[str], folder: Path, environment: dict[str, str] | None) -> None:
+        self._output = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - until stop()
         self._process = subprocess.Popen(
             [sys.executable, *words],
             cwd=folder,
@@ -148,8 +146,9 @@ class Background:
         began = time.monotonic()
         while "http://" not in self.told():
             if self._process.poll() is not None or time.monotonic() - began > 60:
+                told = self.told()
                 self.stop()
-                raise RuntimeError(f"{shlex.join(words)}\n{self.told()}")
+                raise RuntimeError(f"{shlex.join(words)}\n{told}")
             time.sleep(0.1)
 
     def told(self) -> str:
@@ -161,6 +160,7 @@ class Background:
         """End it as a terminal would, and wait."""
         self._process.terminate()
         self._process.wait(timeout=60)
+        self._output.close()
 
 
 def small_copy(picture: Path, to: Path) -> None:

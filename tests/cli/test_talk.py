@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,15 +19,22 @@ from sparrowlm.cli import main
 from sparrowlm.cli.chat import named_adapters
 from sparrowlm.cli.page import Page
 from sparrowlm.cli.talk import COMMANDS, Talk, converse, heed, obey
-from sparrowlm.config import ModelConfig, Recipe, TokenizerConfig, dump_recipe
+from sparrowlm.config import (
+    DataConfig,
+    ModelConfig,
+    Recipe,
+    RolloutConfig,
+    TokenizerConfig,
+    dump_recipe,
+)
 from sparrowlm.errors import ConfigError, SparrowError, UserError
 from sparrowlm.infer.engine import Engine, Piece, Request
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.infer.talk import answer
-from sparrowlm.pipeline import Loaded
+from sparrowlm.pipeline import Loaded, converses
 from sparrowlm.text.chat import ChatFormat
 from sparrowlm.text.dialogue import Dialogue
-from sparrowlm.text.tokenizer import Tokenizer, make_tokenizer
+from sparrowlm.text.tokenizer import Tokenizer, character_tokenizer, make_tokenizer
 from support import cpu
 from writing_support import random_model
 
@@ -296,7 +304,12 @@ def test_adapters_change_by_name_and_what_was_said_stays(
 
 def test_names_of_adapters() -> None:
     found = named_adapters(("poet=runs/a", "runs/b", "./x=y/c", "runs/d/adapter"))
-    assert found == {"poet": Path("runs/a"), "b": Path("runs/b"), "c": Path("./x=y/c"), "d": Path("runs/d/adapter")}
+    assert found == {
+        "poet": Path("runs/a"),
+        "b": Path("runs/b"),
+        "c": Path("./x=y/c"),
+        "d": Path("runs/d/adapter"),
+    }
     for given in (("a=x", "a=y"), ("none=x",), ("a b=x",)):
         with pytest.raises(ConfigError, match="taken or none"):
             named_adapters(given)
@@ -389,12 +402,46 @@ def test_a_run_that_was_never_taught_to_answer_goes_on_with_the_text(
     type_in(monkeypatch, "the ")
     assert main(["chat", *line]) == 0
     assert "the " + capsys.readouterr().out == whole
-    for options in (["--system", "s"], ["--think", "fold"]):
+    for options, told in (
+        (["--system", "s"], "--mode chat"),
+        (["--think", "fold"], "--mode chat"),
+        (["--context", "1"], "context is 1"),
+        (["--adapter", "a=nowhere"], "nowhere"),
+        (["--adapter", f"a={run}", "--adapter", "b=nowhere"], "nowhere"),
+        (["--adapter", f"a={run}"], "holds no adapter"),
+    ):
         assert main(["chat", *line, *options]) == 2
-        assert "--mode chat" in capsys.readouterr().err
+        assert told in capsys.readouterr().err
     type_in(monkeypatch, "/system s")
     assert main(["chat", *line]) == 2
     assert "goes on with a text" in capsys.readouterr().err
     type_in(monkeypatch, "the ")
     assert main(["chat", *line, "--mode", "chat"]) == 0
     assert "the " + capsys.readouterr().out != whole
+
+
+def test_what_a_run_was_trained_on_decides_how_it_is_talked_with(
+    folder: Any, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    run = RunFolder(folder())
+    letters = character_tokenizer("abc")
+
+    def decided(recipe: Recipe, by: Tokenizer = tokenizer, adapter: Path | None = None) -> bool:
+        (run.path / "config.toml").write_text(dump_recipe(recipe), encoding="utf-8")
+        return converses(run, by, adapter)
+
+    text, chats = DataConfig(kind="text"), DataConfig(kind="chats")
+    assert not decided(Recipe())
+    assert all(decided(Recipe(stage=stage)) for stage in ("sft", "dpo", "reward", "grpo", "ppo"))
+    assert not decided(Recipe(stage="grpo", rollout=RolloutConfig(chat=False)))
+    assert decided(Recipe(stage="distill", data=chats))
+    assert not decided(Recipe(stage="distill", data=text))
+    assert not decided(Recipe(stage="sft"), letters), "it cannot write a turn"
+    shutil.copytree(run.path, tmp_path / "taught")
+    taught = dump_recipe(Recipe(stage="sft"))
+    (tmp_path / "taught" / "config.toml").write_text(taught, encoding="utf-8")
+    assert decided(Recipe(), adapter=tmp_path / "taught")
+    facts = {"data": {"imported from": "Hugging Face"}}
+    (run.path / "machine.json").write_text(json.dumps(facts), encoding="utf-8")
+    assert decided(Recipe())
+    assert not decided(Recipe(), letters)

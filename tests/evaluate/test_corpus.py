@@ -92,9 +92,6 @@ def test_one_split_of_what_was_prepared(texts: Path, tmp_path: Path) -> None:
     assert sizes["val"].figures["loss"].count < sizes["train"].figures["loss"].count
     learned = make_tokenizer(TokenizerConfig(vocab_size=300), lambda: TEXTS)
     other, place = subject_of(learned, tmp_path)
-    other, place = subject_of(
-        make_tokenizer(TokenizerConfig(vocab_size=300), lambda: TEXTS), tmp_path
-    )
     with pytest.raises(ConfigError, match="another vocabulary"):
         measure_data(str(tmp_path / "ready"), other, place, Reading())
 

@@ -78,10 +78,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tasks" / "rows.jsonl").write_text(rows, encoding="utf-8")
     data = {"test": str(folder / "tasks" / "rows.jsonl")}
     kept = {"cache_dir": str(folder / "cache"), "data_files": data}
-    kept = {
-        "cache_dir": str(folder / "cache"),
-        "data_files": {"test": str(folder / "tasks/rows.jsonl")},
-    }
     for name, task in TASKS.items():
         whole = {"task": name, "dataset_path": "json", "dataset_kwargs": kept, "test_split": "test"}
         # YAML is a superset of JSON.

@@ -12,6 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sparrowlm.config import TokenizerConfig
+from sparrowlm.infer.completion import Completion, Request
+from sparrowlm.infer.sampling import Sampling
 from sparrowlm.text.chat import ChatFormat, parts_of
 from sparrowlm.text.reply import (
     TAGS,
@@ -172,6 +174,17 @@ def test_calls_of_a_whole_text() -> None:
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return make_tokenizer(TokenizerConfig(vocab_size=300), lambda: ["the sparrow is small. "])
+
+
+def test_a_tag_stands_behind_what_may_have_begun_a_stop_string(tokenizer: Tokenizer) -> None:
+    request = Request([1], Sampling(stop=("aab",)))
+    completion = Completion(0, request, tokenizer, None, None)
+    reader, found = ReplyReader(tokenizer, [1]), []
+    call = [tokenizer.special_ids["<tool_call>"], *tokenizer.encode("{}aa")]
+    for id in [*tokenizer.encode("aa"), *call, tokenizer.special_ids["</tool_call>"]]:
+        piece = completion.take(id)
+        found += reader.push(piece.token, piece.text)
+    assert joined(found) == [("content", "aa"), ("tool_call", "{}aa")]
 
 
 @pytest.mark.parametrize("thinking", [False, True])

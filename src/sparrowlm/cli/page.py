@@ -52,6 +52,8 @@ class Page:
             self.end_line()
             self.write(f"{text}\n", "dim")
         else:
+            if self.console.is_terminal:
+                self.end_line()
             print(text, file=sys.stderr, flush=True)
 
     def end_line(self) -> None:

@@ -80,6 +80,7 @@ class Completion:
         self._limit = sys.maxsize if limit is None else limit
         self._stops = StopStrings(self.sampling.stop)
         self._decoding = None if tokenizer is None else TextStream(tokenizer.token_bytes)
+        self._specials = set() if tokenizer is None else {*tokenizer.special_ids.values()}
         if self._decoding is not None:
             # A prompt may end inside a character, such as a story that was cut there: the next
             # token completes it. No character has more than four bytes.
@@ -97,6 +98,8 @@ class Completion:
         """Append a token; what it says, and whether it is the last."""
         self.ids.append(token)
         text = self._stops.push("" if self._decoding is None else self._decoding.push(token))
+        if token in self._specials:  # it stands behind what came before, and is in no stop string
+            text += self._stops.finish()
         if token in self._ends:
             self.end = "end_of_text"
             text += self._stops.push("" if self._decoding is None else self._decoding.finish())
