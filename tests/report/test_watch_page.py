@@ -175,6 +175,11 @@ def test_a_person_without_a_mouse_reads_a_curve(visit: Callable[..., Visit], run
     assert f"a, held out{held:.3f}" in told.inner_text().replace("\n", "")
     page.keyboard.press("Escape")
     told.wait_for(state="hidden")
+    page.click("#axis label >> nth=1")
+    page.check("#log")
+    page.locator(".plot").first.focus()
+    page.keyboard.press("ArrowLeft")
+    assert re.match(r"3\.\d+M tokens", told.inner_text())
     # The settings of the two runs, beside each other and beside the defaults.
     page.select_option("#b", "b")
     page.wait_for_selector("#difference .note")
