@@ -158,6 +158,8 @@ def run_nanogpt(checkout: Path, home: Path, out: Path) -> tuple[float, float]:
 def timed(command: list[str], folder: Path, cache: Path | None = None) -> float:
     """Seconds that a command takes; its output goes nowhere, its failure is told."""
     environment = os.environ | ({"SPARROW_CACHE": str(cache)} if cache else {})
+    # Some containers set it; then every start compiles PyTorch's modules again, for eight seconds.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     began = time.perf_counter()
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     seconds = time.perf_counter() - began

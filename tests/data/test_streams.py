@@ -168,6 +168,23 @@ def test_limited_windows_lie_evenly_over_the_split(counting: Tokens) -> None:
     assert window_count(counting, 16) == window_count(counting, 16, 10_000) == 63
 
 
+@pytest.mark.parametrize("stride", [1, 5, 16])
+@pytest.mark.parametrize("size", [2, 16, 17, 18, 100, 1000])
+def test_a_stride_gives_every_target_once_and_context(
+    tmp_path: Path, size: int, stride: int
+) -> None:
+    tokens = tokens_of(tmp_path, np.arange(size))
+    batches = list(windows(tokens, seq_len=16, rows=3, stride=stride))
+    counted = torch.cat([batch.targets[batch.mask] for batch in batches])
+    assert counted.tolist() == list(range(1, size))
+    rows = sum(int(batch.mask.any(1).sum()) for batch in batches)
+    assert rows == window_count(tokens, 16, stride=stride)
+    for batch in batches:
+        rows, places = batch.mask.nonzero(as_tuple=True)
+        behind_first = batch.tokens[:, 0][rows] > 0
+        assert (places[behind_first] >= 16 - stride).all()
+
+
 def test_too_little_data_is_told(tmp_path: Path) -> None:
     tokens = tokens_of(tmp_path, np.arange(16))
     with pytest.raises(DataError, match="16 tokens do not fill one row, which takes 17"):

@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sparrowlm.config import load_recipe
 from sparrowlm.config.units import show_bytes, show_clock, show_count
 from sparrowlm.report.advice import next_commands
 from sparrowlm.report.read import Run, number
@@ -225,15 +226,22 @@ class Display:
 
 
 class PrepareProgress:
-    """How far preparing text is: `progress("tokens", done, total)`, in bytes.
+    """How far preparing text is: `progress("tokens", done, total)`, in bytes, or in what `shown`
+    makes of a number.
 
     Shows nothing until called, and ends each bar when it is full.
     """
 
-    def __init__(self, console: Console | None = None, *, every: float = 5.0) -> None:
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        every: float = 5.0,
+        shown: Callable[[float], str] = show_bytes,
+    ) -> None:
         self.console = console or Console(highlight=False)
         self.is_live = self.console.is_terminal and not self.console.is_dumb_terminal
-        self.every = every
+        self.every, self.shown = every, shown
         self.what = ""
         self.began = self.told = 0.0
         self.live: Live | None = None
@@ -277,9 +285,9 @@ class PrepareProgress:
         """`tokens  4.1 MB of 9.9 MB  5.2 MB/s  0:01 left`."""
         (done, total), spent = self.now, max(time.monotonic() - self.began, 1e-6)
         speed = done / spent
-        parts = [self.what, show_bytes(done) + (f" of {show_bytes(total)}" if total > done else "")]
+        parts = [self.what, self.shown(done) + (f" of {self.shown(total)}" if total > done else "")]
         if spent > 0.05:
-            parts.append(f"{show_bytes(speed)}/s")
+            parts.append(f"{self.shown(speed)}/s")
         if total > done and done:
             parts.append(f"{show_clock((total - done) / speed)} left")
         return "  ".join(parts)
@@ -303,7 +311,9 @@ def show_ending(folder: Path, console: Console | None = None) -> None:
         Text.assemble("\nreport  ", (str(folder / "report.html"), "bold")), soft_wrap=True
     )
     console.print(Text("\nnext"), soft_wrap=True)
-    for command, meaning in next_commands(folder):
+    config = folder / "config.toml"
+    recipe = load_recipe(config) if config.is_file() else None
+    for command, meaning in next_commands(folder, recipe):
         console.print(Text.assemble("  ", (command, "bold")), soft_wrap=True)
         console.print(Text(f"      {meaning}", "dim"), soft_wrap=True)
 

@@ -25,7 +25,7 @@ from sparrowlm.data.lock import locked
 from sparrowlm.data.sequences import FACTS, SequenceDataset, Sequences
 from sparrowlm.data.shards import DTYPES, sizes_match
 from sparrowlm.data.sources import Source, as_sources
-from sparrowlm.data.split import check_share, held_groups
+from sparrowlm.data.split import check_share
 from sparrowlm.data.survey import KINDS, Survey, encoded, fit
 from sparrowlm.errors import DataError
 from sparrowlm.text.chat import CHAT_TEMPLATE, ChatFormat
@@ -58,7 +58,7 @@ def prepare_sequences(
         kind: of `KINDS`.
         seq_len: positions of a row.
         progress: told of bytes read.
-        sources: instead of `data.path`; those of one group are held out together.
+        sources: instead of `data.path`.
 
     Raises:
         DataError: a bad row, a file that cannot be read, nothing to train on.
@@ -100,7 +100,7 @@ def _key(
         template = make_tokenizer(tokenizer, lambda: ()).chat_template or CHAT_TEMPLATE
     parts = {
         "format": ["sequences", FORMAT, kind, seq_len],
-        "files": [[content_hash(one.path), format_of(one.path), one.group] for one in sources],
+        "files": [[content_hash(one.path), format_of(one.path)] for one in sources],
         "data": [config.val_fraction, config.skip_bad],
         "tokenizer": tokenizer_key(tokenizer),
         "template": template,
@@ -132,8 +132,7 @@ def write(
     chat, dtype = ChatFormat(tokenizer), id_dtype(tokenizer)
     total = sum(source.path.stat().st_size for source in survey.sources)
     sizes: list[int] = []  # of every sequence
-    labels, hashes, owners, read = bytearray(), [], [], 0  # of every bundle
-    groups = {str(one.path): one.group for one in survey.sources}
+    labels, hashes, read = bytearray(), [], 0  # of every bundle
     spool, marks = work / "ids.spool", work / "mask.spool"
     with spool.open("wb") as ids, marks.open("wb") as masks:
         for sample, sides in encoded(survey, chat):
@@ -147,7 +146,6 @@ def write(
             if kept:
                 labels.append(sample.label)
                 hashes.append(sample.hash())
-                owners.append(groups[sample.source])
             if progress is not None and survey.read != read:
                 read = survey.read
                 progress("encoding", min(read, total), total)
@@ -160,8 +158,6 @@ def write(
         )
     size = KINDS[survey.kind].bundle_size
     held = held_out(np.array(hashes, np.uint64), val_fraction)
-    if all(owners):
-        held = groups_out(owners, np.array(sizes).reshape(-1, size).sum(1), val_fraction)
     flat = np.memmap(spool, dtype, "r"), np.memmap(marks, np.uint8, "r")
     splits = {}
     for name, chosen in (("train", ~held), ("val", held)):
@@ -184,21 +180,6 @@ def held_out(hashes: np.ndarray, share: float) -> np.ndarray:
     if share and len(set(hashes.tolist())) > 1 and (held.all() or not held.any()):
         held = hashes == hashes.min()
     return held if not held.all() else np.zeros(len(hashes), bool)
-
-
-def groups_out(owners: list[str], sizes: np.ndarray, share: float) -> np.ndarray:
-    """(n,) bool: which bundles are held out where each belongs to a group, which is so as a whole.
-
-    Args:
-        owners: the group of each bundle.
-        sizes: (n,) tokens of each.
-        share: of the tokens held out.
-    """
-    of_group: dict[str, int] = {}
-    for owner, tokens in zip(owners, sizes.tolist(), strict=True):
-        of_group[owner] = of_group.get(owner, 0) + tokens
-    chosen = held_groups(of_group, share)
-    return np.array([owner in chosen for owner in owners], bool)
 
 
 def _write_split(

@@ -23,7 +23,7 @@ from sparrowlm.data.sources import Source
 from sparrowlm.text.turns import dump
 
 SHORTEST, LONGEST = 20, 240  # characters of an answer
-PHRASINGS = 2  # of one docstring
+PHRASINGS = 3  # of one docstring: two to learn from where the third is held out
 DO = ("What does {} do?", "What is {} for?", "Explain {}.", "Tell me about {}.")
 BE = ("What is {}?", "What is {} for?", "Explain {}.", "Tell me about {}.")
 # What a module is known as, where its file is called otherwise.
@@ -50,15 +50,19 @@ class Explained(NamedTuple):
 
 
 def write_chats(sources: Iterable[Source], folder: Path) -> list[Source]:
-    """Conversations from the docstrings of Python files, as JSON lines: one file for each group,
-    so that a group can be held out as a whole.
+    """Conversations from the docstrings of Python files, as JSON lines: one file for each group
+    of sources.
+
+    A fact stands under several questions, and what is held out is questions by their own text: so
+    a held-out question is most often about something that was learned under another wording. That
+    is what answering from memory means; nobody can know what an unseen function does.
 
     Args:
         sources: Python files, by module.
         folder: where the `.jsonl` files go; made where it is not there.
 
     Returns:
-        The files, each with its group.
+        The files.
     """
     rows: dict[str, list[str]] = {}
     for source in sources:
@@ -71,7 +75,7 @@ def write_chats(sources: Iterable[Source], folder: Path) -> list[Source]:
     for group, lines in rows.items():
         path = folder / f"{group}.jsonl"
         files.write_text(path, "".join(f"{line}\n" for line in lines))
-        made.append(Source(path, group))
+        made.append(Source(path))
     return made
 
 

@@ -7,7 +7,7 @@ start at 0. Sequences that are compared with each other are a bundle, which no r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -103,6 +103,25 @@ def between(rows: Batch, packed: Batch, order: np.ndarray) -> Batch:
     )
     places = torch.from_numpy(order)
     return joined.map(lambda tensor: tensor[places])
+
+
+def packed_batches(
+    items: Sequence[Item], seq_len: int, rows: int
+) -> Iterator[tuple[list[list[int]], Batch]]:
+    """Sequences in as few rows as hold them.
+
+    Args:
+        items: any number, each of at most `seq_len` positions.
+        seq_len: T.
+        rows: of a batch; the last one has fewer.
+
+    Yields:
+        The items in each row, in order, as indices into `items`; and the batch (rows, T).
+    """
+    packed = best_fit([len(item.ids) - 1 for item in items], seq_len)
+    for start in range(0, len(packed), rows):
+        chosen = packed[start : start + rows]
+        yield chosen, packed_batch([[(items[n],) for n in row] for row in chosen], seq_len)
 
 
 def packed_batch(rows: Sequence[Sequence[Bundle]], seq_len: int) -> Batch:

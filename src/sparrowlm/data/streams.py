@@ -95,11 +95,16 @@ def windows(
     limit: int = 0,
     eot_id: int | None = None,
     document_mask: bool = False,
+    stride: int = 0,
 ) -> Iterator[Batch]:
     """Batches for evaluation: every token but the first is a target exactly once.
 
     Every batch has the same shape, so that a compiled model sees one: what fills the last row and
     the last batch has mask False and segment -1.
+
+    Windows side by side begin with no context. With a `stride` they overlap, and what an earlier
+    one counted is context: but for those of the first window, a target has at least
+    seq_len - stride + 1 tokens before it, for seq_len / stride times the work.
 
     Args:
         tokens: one split.
@@ -107,24 +112,26 @@ def windows(
         rows: B, or fewer where the split has fewer windows.
         limit: windows to measure, evenly over the split; 0: all.
         eot_id, document_mask: as in `TokenStream`.
+        stride: positions from one window to the next, 1 to seq_len; 0: seq_len.
 
     Raises:
         DataError: fewer than two tokens, or documents without an end-of-text token.
     """
     _check(tokens, 2, eot_id, document_mask)
-    total = -(-(len(tokens) - 1) // seq_len)
+    stride = stride or seq_len
+    total = window_count(tokens, seq_len, stride=stride)
     count = min(limit, total) if limit else total
     chosen = np.arange(count, dtype=np.int64) * total // count
     size = min(rows, count)
     separator = eot_id if document_mask else None
     for first in range(0, count, size):
-        starts = chosen[first : first + size] * seq_len
-        yield _padded(tokens, starts, seq_len, size, separator)
+        starts = chosen[first : first + size] * stride
+        yield _padded(tokens, starts, seq_len, size, separator, seq_len - stride)
 
 
-def window_count(tokens: Tokens, seq_len: int, limit: int = 0) -> int:
+def window_count(tokens: Tokens, seq_len: int, limit: int = 0, stride: int = 0) -> int:
     """How many windows `windows` measures."""
-    total = -(-(len(tokens) - 1) // seq_len)
+    total = 1 + max(0, -(-(len(tokens) - 1 - seq_len) // (stride or seq_len)))
     return min(limit, total) if limit else total
 
 
@@ -188,9 +195,15 @@ def _segments(tokens: torch.Tensor, separator: int) -> torch.Tensor:
 
 
 def _padded(
-    tokens: Tokens, starts: np.ndarray, seq_len: int, rows: int, separator: int | None
+    tokens: Tokens,
+    starts: np.ndarray,
+    seq_len: int,
+    rows: int,
+    separator: int | None,
+    context: int = 0,
 ) -> Batch:
-    """A batch of exactly (rows, seq_len) from the windows at `starts`, the rest masked."""
+    """A batch of exactly (rows, seq_len) from the windows at `starts`, the rest masked, and so
+    are the first `context` targets of every window but the first of the split."""
     found = np.zeros((rows, seq_len + 1), dtype=np.int64)
     lengths = np.zeros(rows, dtype=np.int64)
     last = int(starts[-1])
@@ -203,6 +216,7 @@ def _padded(
     mask = torch.from_numpy(np.arange(seq_len) < lengths[:, None])
     if batch.segments is not None:
         batch.segments.masked_fill_(~mask, -1)
+    mask[: len(starts), :context] &= torch.from_numpy(starts == 0)[:, None]
     return batch._replace(mask=mask)
 
 

@@ -86,6 +86,10 @@ def summed_nll(
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
         bias = None if bias is None else bias.detach()
+    # Of a conversation half or less counts, and the rest needs none of the products. Finding it
+    # would make a GPU wait and a compiler stop.
+    if hidden.device.type == "cpu" and not torch.compiler.is_compiling() and not mask.all():
+        hidden, targets, mask = hidden[mask], targets[mask], mask[mask]
     return _SummedNll.apply(hidden, weight, targets.where(mask, 0), mask, bias)
 
 
@@ -104,7 +108,7 @@ class _SummedNll(torch.autograd.Function):
         wants_hidden, wants_weight, *_, wants_bias = ctx.needs_input_grad
         narrow, wide = product_dtype(hidden), torch.promote_types(hidden.dtype, torch.float32)
         rows, table = hidden.to(narrow), weight.to(narrow)
-        size = min(chunk_rows(len(table)), len(rows))
+        size = max(1, min(chunk_rows(len(table)), len(rows)))
         # Taken once: on a CPU, fresh memory of this size costs as much as writing it.
         logits = rows.new_empty(size, len(table))
         odds = logits.new_empty(logits.shape, dtype=wide)
@@ -119,14 +123,16 @@ class _SummedNll(torch.autograd.Function):
             torch.mm(x, table.t(), out=z)
             if bias is not None:
                 z += bias
-            torch.softmax(z, -1, dtype=wide, out=p)
+            # Not softmax's own cast, which takes fresh memory for every chunk.
+            torch.softmax(z if narrow == wide else p.copy_(z), -1, out=p)
             # The largest probability is 1/V or more, so its logarithm is safe, and it saves the
             # log-sum-exp a pass of its own.
             ahead = z.amax(-1, keepdim=True).to(wide) - z.gather(-1, wanted)
             nats = ahead - p.amax(-1, keepdim=True).log()  # (n, 1)
             total += nats.where(counts, 0.0).sum()
             if wants_hidden or wants_weight or wants_bias:
-                slope = p.scatter_add_(-1, wanted, -p.new_ones(wanted.shape)).to(narrow)
+                slope = p.scatter_add_(-1, wanted, -p.new_ones(wanted.shape))
+                slope = slope if narrow == wide else z.copy_(slope)
                 if hidden_grad is not None:
                     hidden_grad[part] = torch.mm(slope, table) * counts
                 if weight_grad is not None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sparrowlm.config import ModelConfig
 from sparrowlm.config.schema import GATED
 from sparrowlm.config.schema import Mlp as MlpKind
+from sparrowlm.model.head import product_dtype
 
 
 class Mlp(nn.Module):
@@ -25,6 +26,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D), by way of (B, T, F)."""
+        x = x.to(product_dtype(x))
         gate = self.gate(x) if self.kind in GATED else None
         return self.down(bend(self.kind, self.up(x), gate))
 

@@ -26,6 +26,7 @@ from sparrowlm.config import ModelConfig
 from sparrowlm.errors import UserError
 from sparrowlm.model.attention import cached_attention, causal_attention
 from sparrowlm.model.cache import KVCache, Window
+from sparrowlm.model.head import product_dtype
 from sparrowlm.model.mlp import Mlp
 from sparrowlm.model.moe import Experts, Routing, mean_routing
 from sparrowlm.model.norm import RMSNorm, make_norm
@@ -241,6 +242,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, place: Place) -> Tensor:
         """(B, T, D) to (B, T, D)."""
         n_heads, n_kv_heads, width = self.heads
+        x = x.to(product_dtype(x))  # once: autocast would do it for each product, and back
         q = self.q(x).unflatten(-1, (n_heads, width))  # (B, T, N, H)
         k = self.k(x).unflatten(-1, (n_kv_heads, width))  # (B, T, K, H)
         v = self.v(x).unflatten(-1, (n_kv_heads, width))

@@ -39,6 +39,19 @@ def target_logprobs_and_entropy(
     return found[..., 0], found[..., 1]
 
 
+def target_logprobs_and_likeliest(
+    model: nn.Module, hidden: Tensor, batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """(B, T) `target_logprobs`, and (B, T) bool: the target counts, and no other id is likelier."""
+
+    def both(logits: Tensor, targets: Tensor) -> Tensor:
+        likeliest = logits.argmax(-1) == targets
+        return torch.stack((-_nll(logits, targets), likeliest.to(logits.dtype)), -1)
+
+    found = _over_counted(model, hidden, batch, both)  # (B, T, 2)
+    return found[..., 0], found[..., 1] > 0
+
+
 def segment_sums(values: Tensor, segments: Tensor | None) -> Tensor:
     """(B, T) where entry [b, s] is the sum of `values` (B, T) over segment s of row b, and 0 where
     a row has no such segment; padding is left out. None: every row is segment 0.

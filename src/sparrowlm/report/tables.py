@@ -176,7 +176,7 @@ def commands(run: Run) -> str:
         if run.config_text
         else ""
     )
-    rows = "".join(_command(entry) for entry in next_commands(run.folder))
+    rows = "".join(_command(entry) for entry in next_commands(run.folder, run.recipe))
     return f"{again}<section><h2>What to try next</h2>{rows}</section>"
 
 

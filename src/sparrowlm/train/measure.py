@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from torch import nn
+
+from sparrowlm.batch import Objective
 from sparrowlm.config import Recipe
 from sparrowlm.data.mixture import Mixture
 from sparrowlm.data.sequences import AnyDataset, SequenceDataset
@@ -12,7 +15,7 @@ from sparrowlm.evaluate.likelihood import Sums, evaluate
 from sparrowlm.infer.rollouts import RolloutStream
 from sparrowlm.runtime import Runtime
 from sparrowlm.train.build import Parts
-from sparrowlm.train.stages import STAGES
+from sparrowlm.train.stages import STAGES, Scene
 
 Means = dict[str, float | None]
 LOGGED = {
@@ -33,24 +36,32 @@ def measure(parts: Parts, recipe: Recipe, dataset: AnyDataset, runtime: Runtime)
     Returns:
         Values by their names in the log; empty where nothing is held out.
     """
-
     if isinstance(parts.trainer.stream, RolloutStream):
         return parts.trainer.stream.measure()
+    scene = replace(parts.scene, recipe=recipe, dataset=dataset, runtime=runtime)
+    return {
+        f"{key}/{name}" if name else key: value
+        for name, own in sums_of(scene, parts.objective, parts.model).items()
+        for key, value in means(own).items()
+    }
 
-    def sums(own: AnyDataset, stage: str = recipe.stage) -> Sums:
-        batches = STAGES[stage].held_out(replace(parts.scene, recipe=recipe, dataset=own))
-        return evaluate(parts.objective, parts.model, batches, runtime)
+
+def sums_of(scene: Scene, objective: Objective, model: nn.Module) -> dict[str, Sums]:
+    """What an objective says of the held-out split, under "": of a mixture that of its sources
+    by weight, and theirs under their names; under "replay" that of text beside conversations."""
+    dataset = scene.dataset
+
+    def sums(own: AnyDataset, stage: str = scene.recipe.stage) -> Sums:
+        batches = STAGES[stage].held_out(replace(scene, dataset=own))
+        return evaluate(objective, model, batches, scene.runtime)
 
     if isinstance(dataset, SequenceDataset) and dataset.replay is not None:
-        text = means(sums(dataset.replay, "pretrain"))
-        return means(sums(dataset)) | {f"{key}/replay": value for key, value in text.items()}
+        return {"": sums(dataset), "replay": sums(dataset.replay, "pretrain")}
     if not isinstance(dataset, Mixture):
-        return means(sums(dataset))
+        return {"": sums(dataset)}
     found = {part.name: sums(part.dataset) for part in dataset.parts}
     weights = {part.name: part.weight for part in dataset.parts}
-    return means(weighted(found, weights)) | {
-        f"{key}/{name}": value for name, own in found.items() for key, value in means(own).items()
-    }
+    return {"": weighted(found, weights), **found}
 
 
 def weighted(found: dict[str, Sums], weights: dict[str, float]) -> Sums:

@@ -31,7 +31,7 @@ def resume_point(
     if not step:
         return None, [*changes, "no checkpoint yet: starting again from step 0"]
     checkpoint = run.load(step)
-    _check_data(checkpoint.state, dataset, run.path)
+    check_data(checkpoint.state, dataset, run.path)
     told = [f"resumed at step {step}", *changes]
     if checkpoint.state.world_size != runtime.world_size:
         told.append(f"on {runtime.world_size} ranks, before on {checkpoint.state.world_size}")
@@ -67,7 +67,11 @@ def _differences(old: Recipe, new: Recipe, where: Path) -> list[str]:
     return told
 
 
-def _check_data(state: State, dataset: AnyDataset, where: Path) -> None:
+def check_data(state: State, dataset: AnyDataset, where: Path) -> None:
+    """
+    Raises:
+        RunError: the run at `where` was trained on other data, or with another vocabulary.
+    """
     tokenizer = dataset.tokenizer.fingerprint if dataset.tokenizer else ""
     for what, before, now in (
         ("tokenizer", state.tokenizer_fingerprint, tokenizer),

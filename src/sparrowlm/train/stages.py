@@ -20,7 +20,7 @@ from sparrowlm.data.replay import ReplayStream
 from sparrowlm.data.sequences import AnyDataset, PackedStream, SequenceDataset, packed_windows
 from sparrowlm.data.shards import Dataset
 from sparrowlm.data.streams import TokenStream, windows
-from sparrowlm.errors import DataError, RunError
+from sparrowlm.errors import ConfigError, DataError, RunError
 from sparrowlm.infer.rollouts import RolloutStream, Score
 from sparrowlm.infer.scoring import scores_of
 from sparrowlm.model.transformer import Transformer
@@ -49,6 +49,8 @@ class Scene:
     for dpo, whose reference has said all it has to say in a column of the data."""
     objective: Objective | None = None
     """What is minimized, on the model's device, where a stream asks it for more than a loss."""
+    stride: int = 0
+    """Positions from one window of held-out text to the next; 0: side by side."""
 
 
 class RowStream(Stream, Protocol):
@@ -106,6 +108,7 @@ def held_out_windows(scene: Scene) -> Iterator[Batch]:
         limit=recipe.eval.windows,
         eot_id=dataset.eot_id,
         document_mask=recipe.data.document_mask,
+        stride=scene.stride,
     )
 
 
@@ -239,6 +242,13 @@ def scorer(scene: Scene) -> Score:
     run, step = find_run(Path(name))
     if run.recipe().stage != "reward":
         raise RunError("is no reward model", where=name, fix='train one with stage = "reward"')
+    if model.config.max_seq_len < recipe.train.seq_len:
+        raise ConfigError(
+            f"reads {model.config.max_seq_len} tokens, and a completion may have"
+            f" {recipe.train.seq_len} with its prompt",
+            where="rollout.reward_model",
+            fix=f"set train.seq_len = {model.config.max_seq_len}",
+        )
     judge = Reward(model.config.d_model)
     judge.load_state_dict(run.load(step).under("objective/"))
     judge.to(runtime.device, runtime.weight_dtype)
