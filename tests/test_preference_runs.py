@@ -15,7 +15,7 @@ import torch
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.config import LoraConfig, Recipe, TokenizerConfig, dump_recipe, load_recipe
 from sparrowlm.pipeline import train
-from support import TINY, run_command, same_results, tiny_recipe
+from support import TINY, measured_again, run_command, same_results, tiny_recipe
 
 ROOT = Path(__file__).parents[1]
 SEQ_LEN = 64
@@ -127,6 +127,10 @@ def test_recipes_of_preferences_train_when_shrunk(files, tmp_path, name, data, l
     assert (tmp_path / "run" / "reference").is_dir() == (name == "dpo" and loss != "simpo")
     held = RunFolder(tmp_path / "run").load(6).trainer
     assert ("objective/head.weight" in held) == (name == "reward")
+    best = min(measured, key=lambda row: row["val_loss"])
+    again = measured_again(tmp_path / "run")
+    for key in again:
+        assert again[key] == pytest.approx(best[f"val_{key}"], abs=1e-5)
 
 
 def test_the_recipe_of_students_trains_when_shrunk(files, tmp_path) -> None:
@@ -135,6 +139,8 @@ def test_the_recipe_of_students_trains_when_shrunk(files, tmp_path) -> None:
     assert last["val_bits_per_byte"] > 0
     assert last["val_divergence"] > 0
     assert last["val_cross_entropy"] > 0
+    again = measured_again(tmp_path / "run")
+    assert again["cross_entropy"] == pytest.approx(last["val_cross_entropy"], rel=1e-5)
     recipe = RunFolder(tmp_path / "run").recipe()
     assert recipe.model.vocab_size == RunFolder(files["base"]).recipe().model.vocab_size
     assert recipe.model.d_model == 16
