@@ -153,7 +153,8 @@ def _of(name: str, found: dict[str, Any]) -> Measured:
         count = samples or 1
         figures[label] = Figure(value * count, count, float(error) if known else None)
     shots = found.get("n-shot", {}).get(name)
-    parts = [f"lm-eval {found['versions'].get(name, '')}".strip()]
+    version = found["versions"].get(name)
+    parts = ["lm-eval" if version in (None, "Yaml") else f"lm-eval, version {version}"]
     parts += [f"{samples:,} documents"] if samples else []
     parts += [f"{shots} shots"] if shots is not None else []
     return Measured(name, ", ".join(parts), figures)
