@@ -5,7 +5,8 @@
 What stands in a page's fenced blocks means:
 
 - `sh`, or no language: lines that begin with `sparrow` are commands, as are those after `$ ` in a
-  transcript; all else is output.
+  transcript; all else is output. One that ends with `&` goes on in the background, from when it has
+  told an address, until the page ends.
 - `python`: a program of its own, run in FOLDER.
 - `toml` whose first line is `# NAME.toml`: saved in FOLDER under that name.
 - A comment `<!-- not run: why -->` on the line before a block leaves it out.
@@ -20,6 +21,8 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -86,7 +89,8 @@ def run_page(
     Raises:
         RuntimeError: something failed; says what, and shows its output.
     """
-    shown = []
+    shown: list[str] = []
+    going: list[Background] = []
 
     def run(title: str, words: list[str]) -> None:
         done = subprocess.run(
@@ -102,16 +106,61 @@ def run_page(
         if done.returncode or "Traceback" in done.stdout:
             raise RuntimeError(f"{page}: {title}\n{done.stdout}")
 
-    for block in blocks(page.read_text(encoding="utf-8")):
-        if block.not_run:
-            continue
-        if block.file_name:
-            (folder / block.file_name).write_text(block.text, encoding="utf-8")
-        for command in block.commands:
-            run(command, ["-m", "sparrowlm", *arguments(command)])
-        if block.language == "python":
-            run("python", ["-X", "utf8", "-c", block.text])
+    try:
+        for block in blocks(page.read_text(encoding="utf-8")):
+            if block.not_run:
+                continue
+            if block.file_name:
+                (folder / block.file_name).write_text(block.text, encoding="utf-8")
+            for command in block.commands:
+                words = ["-m", "sparrowlm", *arguments(command.removesuffix("&"))]
+                if command.endswith("&"):
+                    going.append(Background(words, folder, environment))
+                    shown.append(f"$ {command}\n{going[-1].told()}")
+                else:
+                    run(command, words)
+            if block.language == "python":
+                run("python", ["-X", "utf8", "-c", block.text])
+    finally:
+        for process in going:
+            process.stop()
     return "\n".join(shown)
+
+
+class Background:
+    """A command that goes on while the next ones run, such as a server.
+
+    Raises:
+        RuntimeError: it ended, or told no address within a minute; shows its output.
+    """
+
+    def __init__(self, words: list[str], folder: Path, environment: dict[str, str] | None) -> None:
+        self._output = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - until stop()
+        self._process = subprocess.Popen(
+            [sys.executable, *words],
+            cwd=folder,
+            env=environment,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+        )
+        began = time.monotonic()
+        while "http://" not in self.told():
+            if self._process.poll() is not None or time.monotonic() - began > 60:
+                told = self.told()
+                self.stop()
+                raise RuntimeError(f"{shlex.join(words)}\n{told}")
+            time.sleep(0.1)
+
+    def told(self) -> str:
+        """Its output so far."""
+        self._output.seek(0)
+        return self._output.read()
+
+    def stop(self) -> None:
+        """End it as a terminal would, and wait."""
+        self._process.terminate()
+        self._process.wait(timeout=60)
+        self._output.close()
 
 
 def small_copy(picture: Path, to: Path) -> None:

@@ -17,7 +17,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "sparrowlm"
 ROWS = [
     "process", "errors", "config", "runtime", "batch", "files", "text", "data", "model",
     "objectives", "optim", "checkpoint", "infer", "evaluate", "train", "report", "share",
-    "pipeline", "line", "cli",
+    "pipeline", "api", "line", "cli",
 ]  # fmt: skip
 # Narrower than the rows allow.
 ONLY = {
@@ -74,8 +74,10 @@ def at_import(tree: ast.Module) -> Iterator[ast.stmt]:
     waiting: list[ast.stmt] = list(tree.body)
     while waiting:
         node = waiting.pop(0)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
         yield node
-        if isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
+        if isinstance(node, ast.If):
             waiting += [*node.body, *node.orelse]
         elif isinstance(node, ast.Try):
             waiting += [*node.body, *node.orelse, *node.finalbody]
@@ -107,6 +109,8 @@ def test_imports_point_one_way(module: str) -> None:
 def test_the_package_itself_imports_nothing_of_its_own_when_imported() -> None:
     """Everything imports `sparrowlm` first, so whatever it imports every command would pay."""
     for node in at_import(MODULES["__init__"]):
+        if isinstance(node, ast.FunctionDef):
+            continue  # imports when it is called
         assert not list(own_imports(node)), f"line {node.lineno}"
 
 

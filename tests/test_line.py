@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from sparrowlm.checkpoint import RunFolder, find_run
 from sparrowlm.cli import main
@@ -20,7 +21,7 @@ from sparrowlm.config.line import load_stages
 from sparrowlm.errors import ConfigError, RunError
 from sparrowlm.line import is_finished, run_stages
 from sparrowlm.pipeline import train
-from support import byte_dataset, command, same_results, tiny_recipe
+from support import byte_dataset, command, quick, run_command, same_results, tiny_recipe
 
 STAGES = """
 [[stage]]
@@ -82,10 +83,9 @@ def runner(stop_after: int = 10**9, started: list[str] | None = None):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _assumed_speed():
-    """Measuring it is half a second each time."""
+def _quick(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparrowlm.pipeline.matmul_rate", lambda *_: 1e11)
+        quick(patch, tmp_path_factory.mktemp("cache"))
         yield
 
 
@@ -204,6 +204,39 @@ def test_plan_shows_each_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "stage 2 of 2, more" in shown
     found = [line.split()[1] for line in shown.splitlines() if line.startswith("parameters")]
     assert found[0] == found[1]
+
+
+def test_plan_takes_a_teacher_from_an_earlier_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_line(tmp_path)
+    student = '[[stage]]\nkind = "distill"\n[stage.init]\nfrom = ""\n'
+    student += '[stage.distill]\nteacher = "@more"\n'
+    path.write_text(path.read_text(encoding="utf-8") + student, encoding="utf-8")
+    assert main(["plan", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "stage 3 of 3, distill" in shown
+    frozen = [line.split() for line in shown.splitlines() if line.startswith("frozen")]
+    assert len(frozen) == 1
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_through_all_stages(tmp_path: Path) -> None:
+    path, double = write_line(tmp_path), ("--train.precision", "float64")
+    for ranks in (1, 2):
+        out = tmp_path / f"out{ranks}"
+        done = run_command("train", path, "--out", out, *double, ranks=ranks)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("stage 2 of 2, more") == 1  # rank 0 alone speaks
+    for name, step in (("1-base", 4), ("2-more", 6)):
+        one, two = (RunFolder(tmp_path / f"out{ranks}" / name) for ranks in (1, 2))
+        assert two.newest() == step
+        first, second = one.load(step).model, two.load(step).model
+        for key, tensor in first.items():
+            torch.testing.assert_close(second[key], tensor, rtol=0, atol=1e-10)
+    again = run_command("train", path, "--out", tmp_path / "out2", *double, "--resume", ranks=2)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("finished before") == 2
 
 
 @pytest.mark.slow

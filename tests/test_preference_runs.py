@@ -2,100 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from sparrowlm.checkpoint import RunFolder
-from sparrowlm.config import LoraConfig, Recipe, TokenizerConfig, dump_recipe, load_recipe
+from sparrowlm.config import LoraConfig, dump_recipe
 from sparrowlm.pipeline import train
-from support import TINY, measured_again, run_command, same_results, tiny_recipe
-
-ROOT = Path(__file__).parents[1]
-SEQ_LEN = 64
-
-
-class Silent:
-    """A display that shows nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: None
+from stage_support import Silent, run, shrunk, write_files
+from support import measured_again, quick, run_command, same_results
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> dict[str, Path]:
-    """Text, pairs, labelled completions, and a run on the text, with a vocabulary of chats."""
-    folder, draw = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
-    pairs, labelled = [], []
-    for _ in range(80):
-        a, b = (int(number) for number in draw.integers(1, 50, 2))
-        turn = {"role": "user", "content": f"{a}+{b}"}
-        chosen, rejected = f"{a + b}.", f"No idea {a}"
-        sides = [[turn, {"role": "assistant", "content": said}] for said in (chosen, rejected)]
-        pairs.append({"chosen": sides[0], "rejected": sides[1]})
-        labelled += [
-            {"prompt": f"{a}+{b}", "completion": chosen, "label": True},
-            {"prompt": f"{a}+{b}", "completion": rejected, "label": False},
-        ]
-    found = {"pairs": folder / "pairs.jsonl", "labelled": folder / "labelled.jsonl"}
-    for name, rows in (("pairs", pairs), ("labelled", labelled)):
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        found[name].write_text(text, encoding="utf-8")
-    found["text"] = folder / "text.txt"
-    found["text"].write_text((json.__doc__ or "") * 3, encoding="utf-8")
-    found["base"] = folder / "base"
-    recipe = small(Recipe(), found["text"])
-    recipe = replace(
-        recipe,
-        model=replace(TINY, vocab_size=0, max_seq_len=SEQ_LEN),
-        tokenizer=TokenizerConfig(kind="bpe", vocab_size=320),
-    )
+def files(tmp_path_factory) -> Iterator[dict[str, Path]]:
+    """Data of every kind, and a run with a vocabulary of chats."""
+    folder = tmp_path_factory.mktemp("files")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPARROW_CACHE", str(folder / "cache"))
-        run(recipe, found["base"])
-    return found
-
-
-@pytest.fixture(autouse=True)
-def _quick(files, monkeypatch) -> None:
-    monkeypatch.setenv("SPARROW_CACHE", str(files["base"].parent / "cache"))
-    monkeypatch.setattr("sparrowlm.pipeline.matmul_rate", lambda *_: 1e11)  # half a second each
-
-
-def small(recipe: Recipe, data: Path, steps: int = 6) -> Recipe:
-    """The recipe on other data, shrunk; its stage, objective and optimizer stay."""
-    tiny = tiny_recipe(steps)
-    return replace(
-        recipe,
-        data=replace(recipe.data, path=(str(data),), val_fraction=0.2, workers=1),
-        train=replace(tiny.train, seq_len=SEQ_LEN, batch_tokens=4 * SEQ_LEN, micro_batch_size=2),
-        optim=replace(recipe.optim, warmup_steps=2),
-        eval=replace(recipe.eval, every="3 steps", windows=0),
-        samples=replace(recipe.samples, every=""),
-        checkpoint=replace(recipe.checkpoint, every="3 steps", keep_last=9),
-    )
-
-
-def shrunk(name: str, files: dict[str, Path], data: str, **preference: object) -> Recipe:
-    recipe = small(load_recipe(ROOT / "recipes" / f"{name}.toml"), files[data])
-    if name == "distill":
-        model = replace(TINY, vocab_size=0, d_model=16, d_ff=32, max_seq_len=SEQ_LEN)
-        teacher = replace(recipe.distill, teacher=str(files["base"]))
-        return replace(recipe, model=model, distill=teacher)
-    changed = replace(recipe.preference, **preference)
-    return replace(recipe, init=replace(recipe.init, from_=str(files["base"])), preference=changed)
-
-
-def run(recipe: Recipe, out: Path, **options: Any) -> list[dict[str, Any]]:
-    """Train; returns the rows of the log."""
-    train(recipe, out, Silent(), **options)  # pyright: ignore[reportArgumentType]
-    return [row for row in RunFolder(out).rows("metrics.jsonl") if row["kind"] != "event"]
+        quick(patch, folder)
+        yield write_files(folder)
 
 
 def first_of(rows, kind):
@@ -114,7 +42,7 @@ def first_of(rows, kind):
     ],
 )
 def test_recipes_of_preferences_train_when_shrunk(files, tmp_path, name, data, loss) -> None:
-    rows = run(shrunk(name, files, data, loss=loss), tmp_path / "run")
+    rows = run(shrunk(name, files, data, preference={"loss": loss}), tmp_path / "run")
     first = {"sigmoid": math.log(2), "kto": 0.5}.get(loss)
     if first is not None:
         assert first_of(rows, "train")["loss"] == pytest.approx(first, abs=1e-3)
@@ -160,7 +88,7 @@ def test_adapters_learn_preferences_beside_the_reference_that_they_start_from(
 
 
 def test_a_resumed_run_keeps_what_its_reference_said(files, tmp_path) -> None:
-    recipe = shrunk("dpo", files, "pairs", loss="kto")
+    recipe = shrunk("dpo", files, "pairs", preference={"loss": "kto"})
     run(recipe, tmp_path / "straight")
     half = tmp_path / "half"
     steps = iter(range(9))
@@ -173,7 +101,7 @@ def test_a_resumed_run_keeps_what_its_reference_said(files, tmp_path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sigmoid", "kto"])
 def test_two_ranks_equal_one(files, tmp_path, loss) -> None:
-    recipe = shrunk("dpo", files, "pairs", loss=loss)
+    recipe = shrunk("dpo", files, "pairs", preference={"loss": loss})
     recipe = replace(recipe, train=replace(recipe.train, precision="float64"))
     path = tmp_path / "recipe.toml"
     path.write_text(dump_recipe(recipe), encoding="utf-8")

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zstandard
 
-from sparrowlm.config import Recipe, load_recipe, resolve_model
+from sparrowlm.checkpoint import RunFolder
+from sparrowlm.config import Recipe, has_stages, load_recipe, resolve_model
+from sparrowlm.config.line import dump_stages, load_stages
+from sparrowlm.line import run_stages
 from sparrowlm.model.count import active_parameters, count_parameters
 from sparrowlm.pipeline import train
 from sparrowlm.train.opening import planned_vocabulary
+from stage_support import SEQ_LEN, Silent, run, small, write_files
+from stage_support import shrunk as from_a_run
+from support import TINY, quick
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
-FROM_SCRATCH = [path for path in RECIPES if load_recipe(path).stage == "pretrain"]
+OF_ONE_STAGE = [path for path in RECIPES if not has_stages(path)]
+FROM_SCRATCH = [path for path in OF_ONE_STAGE if load_recipe(path).stage == "pretrain"]
+# What the others learn from; "": the recipe names its own.
+FROM_A_RUN = {
+    "sft": "chats", "lora": "chats", "identity-lora": "", "dpo": "pairs", "reward": "pairs",
+    "grpo": "prompts", "ppo": "prompts", "tool-use": "prompts", "distill": "text",
+}  # fmt: skip
 # Exact, and beside it what the source says of itself, to the digits that it says.
 PARAMETERS = {
     "minimind-26m": (26_878_464, "26.9M"),
@@ -31,13 +43,6 @@ PARAMETERS = {
     "shakespeare-bpe": (109_392_384, ""),
     "tinystories": (95_331_840, ""),
 }
-
-
-class Silent:
-    """A display that shows nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: None
 
 
 def shrunk(path: Path, data: Path) -> Recipe:
@@ -80,8 +85,7 @@ def texts(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("path", FROM_SCRATCH, ids=lambda path: path.stem)
 def test_every_recipe_trains_when_shrunk(path, texts, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("SPARROW_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("sparrowlm.pipeline.matmul_rate", lambda *_: 1e11)  # half a second each
+    quick(monkeypatch, tmp_path)
     rows = load_recipe(path).data.path and "jsonl" in load_recipe(path).data.path[0]
     recipe = shrunk(path, texts["rows" if rows else "plain"])
     summary = train(recipe, tmp_path / "run", Silent())  # pyright: ignore[reportArgumentType]
@@ -90,6 +94,67 @@ def test_every_recipe_trains_when_shrunk(path, texts, tmp_path, monkeypatch) -> 
     first = json.loads(log[0])
     assert first["loss"] == pytest.approx(math.log(320), abs=0.15)
     assert ("balance" in first) == bool(recipe.model.n_experts)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Iterator[dict[str, Path]]:
+    """Data of every kind, and a run with a vocabulary of chats."""
+    folder = tmp_path_factory.mktemp("files")
+    with pytest.MonkeyPatch.context() as patch:
+        quick(patch, folder)
+        yield write_files(folder)
+
+
+def test_no_recipe_is_left_out() -> None:
+    names = {path.stem for path in OF_ONE_STAGE} - {path.stem for path in FROM_SCRATCH}
+    assert names == FROM_A_RUN.keys()
+    assert [path.stem for path in RECIPES if has_stages(path)] == ["assistant"]
+
+
+@pytest.mark.parametrize("name", FROM_A_RUN)
+def test_every_recipe_trains_from_a_run_when_shrunk(name, files, tmp_path) -> None:
+    recipe = from_a_run(name, files, FROM_A_RUN[name])
+    rows = run(recipe, tmp_path / "run")
+    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 7))
+    assert all(math.isfinite(row["loss"]) for row in rows if row["kind"] == "train")
+    measured = "val_reward" if recipe.stage in ("grpo", "ppo") else "val_loss"
+    assert all(math.isfinite(row[measured]) for row in rows if row["kind"] == "eval")
+    assert (tmp_path / "run/adapter/adapter_config.json").is_file() == bool(recipe.lora.rank)
+    if recipe.rollout.tools:
+        assert all("tool_calls" in row for row in rows if "reward" in row)
+
+
+def test_the_recipe_of_an_assistant_goes_from_text_to_answers(files, tmp_path) -> None:
+    stages = load_stages(ROOT / "recipes" / "assistant.toml")
+    assert [stage.name for stage in stages] == ["pretrain", "sft", "dpo"]
+    whole = resolve_model(stages[0].recipe.model, stages[0].recipe.tokenizer.vocab_size)
+    stated = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert f"`assistant.toml` | {count_parameters(whole).total:,}" in stated
+    data = {"pretrain": "text", "sft": "chats", "dpo": "pairs"}
+    little = []
+    for stage in stages:
+        recipe = small(stage.recipe, files[data[stage.name]])
+        if not recipe.init.from_:
+            recipe = replace(
+                recipe,
+                model=replace(TINY, vocab_size=0, max_seq_len=SEQ_LEN),
+                tokenizer=replace(recipe.tokenizer, vocab_size=320),
+            )
+        little.append(stage._replace(recipe=recipe))
+
+    def train_it(recipe: Recipe, folder: Path, resume: bool) -> bool:
+        run(recipe, folder, resume=resume)
+        return False
+
+    assert run_stages(little, tmp_path / "out", train_it)
+    told = load_stages(tmp_path / "out" / "stages.toml")
+    assert dump_stages(told) == dump_stages(little)
+    first, *_, last = (
+        RunFolder(tmp_path / "out" / f"{n}-{name}") for n, name in enumerate(data, 1)
+    )
+    assert first.recipe().model == last.recipe().model
+    start = next(row for row in last.rows("metrics.jsonl") if row["kind"] == "train")
+    assert start["loss"] == pytest.approx(math.log(2), abs=1e-3)  # the reference is the policy
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -293,11 +293,13 @@ def _state(values: dict[str, Any], folder: Path) -> State:
     return State(**values)
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def save_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
     """Write a safetensors file inside of a folder that is being published."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(plain, path)
+        save_file(plain, path, metadata)
     except SafetensorError as fault:
         # The library words the system's error; 28 is ENOSPC.
         if "os error 28" in str(fault):

@@ -5,23 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sparrowlm import files
 from sparrowlm.checkpoint import Checkpoint, RunFolder, find_run
-from sparrowlm.config import Recipe, check_lora, dump_recipe
+from sparrowlm.config import Recipe, check_lora, dump_recipe, learns_to_answer
 from sparrowlm.data.mixture import contaminations
 from sparrowlm.data.sequences import AnyDataset, SequenceDataset
 from sparrowlm.data.shards import is_dataset
-from sparrowlm.errors import RunError
+from sparrowlm.errors import RunError, TokenizerError
 from sparrowlm.infer.engine import Engine, Request
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.model.count import flops_per_token
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.report.html import write_report
+from sparrowlm.report.sinks import forwarding
 from sparrowlm.runtime import Runtime, detect, machine, matmul_rate
-from sparrowlm.share.adapters import keep_adapter, with_adapter
+from sparrowlm.share.adapters import is_peft, keep_adapter, with_adapter
 from sparrowlm.text.chat import ChatFormat
 from sparrowlm.text.tokenizer import Tokenizer, load_tokenizer
 from sparrowlm.train.build import (
@@ -117,7 +119,9 @@ def _train(
     reference = reference_of(recipe, dataset, runtime)
     parts = build(recipe, dataset, runtime, checkpoint, weights, should_stop, reference)
     barrier(runtime)
-    return _sit(parts, recipe, run, dataset, runtime, display, changes)
+    log = partial(run.append, "metrics.jsonl")
+    with forwarding(display, recipe, run.path, parts.trainer.state.step, log) as told:
+        return _sit(parts, recipe, run, dataset, runtime, told, changes)
 
 
 def _first_told(dataset: AnyDataset) -> list[str]:
@@ -320,6 +324,8 @@ class Loaded:
     recipe: Recipe
     runtime: Runtime
     step: int
+    converses: bool = False
+    """As of `converses`."""
 
     def write(self, prompt: str, sampling: Sampling) -> str:
         """The completion of a text."""
@@ -354,4 +360,26 @@ def load_run(
     if adapter is not None:
         weights = with_adapter(weights, adapter)
     load_weights(model, weights)
-    return Loaded(model, load_tokenizer(run.path / "tokenizer"), recipe, runtime, step)
+    tokenizer = load_tokenizer(run.path / "tokenizer")
+    return Loaded(model, tokenizer, recipe, runtime, step, converses(run, tokenizer, adapter))
+
+
+def converses(run: RunFolder, tokenizer: Tokenizer, adapter: Path | None = None) -> bool:
+    """Whether a model was taught to answer, so that it is talked with by turns; otherwise it only
+    goes on with a text.
+
+    It was where its last stage, or that of the adapter, trained on conversations. An imported model
+    was where its tokenizer came with a chat template.
+    """
+    try:
+        ChatFormat(tokenizer)
+    except TokenizerError:
+        return False  # it cannot even write a turn
+    taught = learns_to_answer(run.recipe())
+    facts = run.path / "machine.json"
+    if not taught and facts.is_file():
+        imported = "imported from" in files.read_json(facts).get("data", {})
+        taught = imported and bool(tokenizer.chat_template)
+    if not taught and adapter is not None and not is_peft(adapter):
+        return converses(find_run(adapter)[0], tokenizer)
+    return taught

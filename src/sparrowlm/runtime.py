@@ -132,6 +132,11 @@ def env(name: str, default: str = "") -> str:
     return os.environ.get(name, default)
 
 
+def env_default(name: str, value: str) -> None:
+    """Set an environment variable for other people's code, unless the user has set it."""
+    os.environ.setdefault(name, value)
+
+
 def env_int(name: str, default: int) -> int:
     """An environment variable that holds an integer, as torchrun sets them."""
     text = env(name)

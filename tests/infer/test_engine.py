@@ -67,7 +67,7 @@ def test_a_gpu_writes_as_full_recomputation_does(trained: Transformer, precision
     sampling = Sampling(temperature=0.9, top_k=30, max_tokens=90)
     requests = [Request(list(b"import re"[: 3 + n]), sampling, sample=n) for n in range(5)]
     pieces = list(Engine(model, None, runtime, slots=3).stream(requests))
-    for row, (prompt, _, sample) in enumerate(requests):
+    for row, (prompt, _, sample, *_) in enumerate(requests):
         assert len(_ids(pieces, row)) == 90
         if precision == "float64":
             expected = write_without_cache(model, list(prompt), sampling, 264, sample)
@@ -91,7 +91,7 @@ def test_rows_do_not_depend_on_the_batch_around_them(slots: int) -> None:
     engine.eot_id = None
     pieces = list(engine.stream(requests))
     for row, request in enumerate(requests):
-        prompt, sampling, sample, _ = request
+        prompt, sampling, sample = request[:3]
         expected = write_without_cache(model, list(prompt), sampling, 257, sample)
         assert _ids(pieces, row) == expected
         assert [piece.end for piece in pieces if piece.row == row][-1] == "max_tokens"

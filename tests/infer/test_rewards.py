@@ -144,7 +144,8 @@ def test_tool_calls_are_answered_whatever_they_hold():
             tools.answer(call('{"expression": 6}')) == 'error: calculator needs {"expression": "…"}'
         )
         assert tools.answer(call("[]")).startswith("error")
-        assert tools.answer("<tool_call>6*7</tool_call>") == "error: the call is no JSON"
+        malformed = "error: a call is JSON with a name and arguments"
+        assert tools.answer("<tool_call>6*7</tool_call>") == malformed
         assert tools.answer('<tool_call>{"name": "shell"}</tool_call>').startswith("error: no such")
         assert tools.answer("<tool_call>" + "[" * 9999 + "</tool_call>").startswith("error")
 

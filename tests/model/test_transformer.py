@@ -160,14 +160,14 @@ def test_slots_fill_alone_and_continue_copied() -> None:
     with torch.no_grad():
         model(tokens[:1, :5], cache=cache.rows(0, 1))
         model(tokens[1:, :8], cache=cache.rows(1, 2))
-        cache.copy(1, 2)
+        cache.copy(1, 2, 8)
         assert cache.lengths.tolist() == [5, 8, 8]
         new = torch.stack([tokens[0, 5], tokens[1, 8], tokens[1, 8]])[:, None]
         got, full = model(new, cache=cache).hidden[:, 0], model(tokens).hidden
     torch.testing.assert_close(
         got, torch.stack([full[0, 5], full[1, 8], full[1, 8]]), atol=1e-10, rtol=0
     )
-    cache.reset(1)
+    cache.cut(1)
     assert cache.lengths.tolist() == [6, 0, 9]
     assert cache.room == 15
 

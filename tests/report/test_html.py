@@ -14,6 +14,7 @@ import pytest
 from sparrowlm.config import Recipe
 from sparrowlm.errors import RunError
 from sparrowlm.report import tables, write_report
+from sparrowlm.report.advice import next_commands
 from sparrowlm.report.html import page
 from sparrowlm.report.read import Run, read_run
 
@@ -87,6 +88,13 @@ def test_report_holds_verdict_curves_samples_settings_machine_and_commands(
         "--resume",
     ):
         assert part in text
+
+
+def test_a_run_that_answers_is_to_be_talked_with() -> None:
+    run = Path("runs") / "a"
+    told = [command for command, _ in next_commands(run, Recipe(stage="sft"))]
+    assert told[:2] == [f"sparrow chat {run}", f"sparrow serve {run}"]
+    assert next_commands(run)[0][0].startswith(f"sparrow generate {run}")
 
 
 HOSTILE = '</pre><script>alert(1)</script><img src=x onerror="alert(2)">\x1b[2J\u202e&amp;'
@@ -191,6 +199,6 @@ def test_every_setting_that_differs_is_explained() -> None:
     for section in fields(Recipe):
         kind = type(getattr(Recipe(), section.name))
         if is_dataclass(kind):
-            meanings = tables._meanings(kind)  # pyright: ignore[reportPrivateUsage]
+            meanings = tables.meanings(kind)
             assert meanings.keys() == {field.name for field in fields(kind)}
             assert all(meanings.values())

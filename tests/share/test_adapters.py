@@ -22,6 +22,7 @@ from sparrowlm.pipeline import load_run
 from sparrowlm.share.adapters import merge_run, read_adapter, with_adapter
 from sparrowlm.share.huggingface import LLAMA, named_there
 from sparrowlm.train.build import load_weights
+from support import quick
 
 SHAPES = {
     "qwen3": {},
@@ -35,8 +36,7 @@ def runs(tmp_path_factory):
     """`NAME` and `NAME-lora` for every shape, and a second adapter on the first."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPARROW_CACHE", str(folder / "cache"))
-        patch.setattr("sparrowlm.pipeline.matmul_rate", lambda *_: 1e11)
+        quick(patch, folder)
         for name, shape in SHAPES.items():
             recipe = text_recipe(folder, **shape)
             run(recipe, folder / name)

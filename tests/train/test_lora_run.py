@@ -19,7 +19,7 @@ from sparrowlm.model.count import lora_parameters
 from sparrowlm.pipeline import load_run, plan_recipe
 from sparrowlm.train.build import build, resolve_recipe
 from sparrowlm.train.sitting import snapshot
-from support import byte_dataset, cpu, run_command, same_results, tiny_recipe, write_recipe
+from support import byte_dataset, cpu, quick, run_command, same_results, tiny_recipe, write_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -29,8 +29,7 @@ def runs(tmp_path_factory):
     """A folder with a base run and a LoRA run on it, and the recipes of both."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPARROW_CACHE", str(folder / "cache"))
-        patch.setattr("sparrowlm.pipeline.matmul_rate", lambda *_: 1e11)
+        quick(patch, folder)
         recipe = text_recipe(folder)
         run(recipe, folder / "base")
         change = lora_recipe(recipe, folder / "base")
@@ -199,20 +198,6 @@ def test_resume_equals_no_interruption_at_every_step(tmp_path):
             assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-@pytest.mark.parametrize("name", ["lora", "identity-lora"])
-def test_the_recipes_adapters_train(runs, tmp_path, name):
-    """On plain text, as the base was."""
-    folder, plain, _ = runs
-    recipe = load_recipe(RECIPES / f"{name}.toml")
-    recipe = replace(
-        recipe, stage="pretrain", data=plain.data, train=plain.train,
-        init=InitConfig(str(folder / "base")), samples=replace(recipe.samples, prompts=("",)),
-    )  # fmt: skip
-    summary, _ = run(recipe, tmp_path / "run")
-    assert summary is not None
-    assert (tmp_path / "run" / "adapter" / "adapter_config.json").is_file()
-
-
 def test_fifty_examples_say_the_name():
     text = (RECIPES / "identity.jsonl").read_text(encoding="utf-8")
     turns = [json.loads(line)["messages"] for line in text.splitlines()]
@@ -228,7 +213,7 @@ def test_fifty_examples_say_the_name():
 def test_two_ranks_equal_one(tmp_path, monkeypatch):
     train = {"precision": "float64", "micro_batch_size": 2, "length": "8 steps"}
     recipe = write_recipe(tmp_path, train=train)
-    monkeypatch.setattr("sparrowlm.pipeline.matmul_rate", lambda *_: 1e11)
+    quick(monkeypatch, tmp_path)
     run(load_recipe(recipe), tmp_path / "base")
     text = dump_recipe(lora_recipe(RunFolder(tmp_path / "base").recipe(), tmp_path / "base"))
     recipe.write_text(text, encoding="utf-8")

@@ -18,7 +18,7 @@ from sparrowlm.pipeline import train
 from sparrowlm.runtime import detect
 from sparrowlm.train.measure import weighted
 from sparrowlm.train.stages import Scene, token_stream
-from support import same_results, tiny_recipe, with_model, write_recipe
+from support import quick, same_results, tiny_recipe, with_model, write_recipe
 
 
 class Silent:
@@ -29,8 +29,9 @@ class Silent:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path):
+def recipe(tmp_path: Path, monkeypatch):
     """Two folders of bytes: Python's source by weight 3, and a counting of numbers by 1."""
+    quick(monkeypatch, tmp_path)
     write_recipe(tmp_path)
     folder = tmp_path / "numbers"
     folder.mkdir()

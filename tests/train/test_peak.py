@@ -34,9 +34,10 @@ def steps(rows, length, **shape):
     model = Transformer(resolve_model(ModelConfig(**shape)), activation_checkpointing=True)
     model.init_weights(0)
     optimizers = build_optimizers(model, OptimConfig(name="adamw"))
-    tokens = torch.zeros(rows, length, dtype=torch.int64)
-    batch = Batch(tokens, tokens, tokens == 0, None, {})
-    for _ in range(2):
+    # The optimizer's state is there after a step of one row, and the peak is that of the next.
+    for size in (1, rows):
+        tokens = torch.zeros(size, length, dtype=torch.int64)
+        batch = Batch(tokens, tokens, tokens == 0, None, {})
         NextToken()(model, batch).total.backward()
         optimizers.step()
         optimizers.zero_grad()

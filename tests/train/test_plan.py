@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from sparrowlm import files
 from sparrowlm.checkpoint import RunFolder
-from sparrowlm.config import load_recipe
+from sparrowlm.config import DistillConfig, LoraConfig, dump_recipe, load_recipe
 from sparrowlm.model.count import count_parameters, training_memory
 from sparrowlm.train.build import build, resolve_recipe
-from sparrowlm.train.plan import advice, fitting_rows, plan_of, settings_that_fit
+from sparrowlm.train.plan import advice, fitting_rows, plan_of, settings_that_fit, step_memory
+from sparrowlm.train.reference import reference_of
 from sparrowlm.train.sitting import snapshot
-from support import byte_dataset, cpu, tiny_recipe
+from support import byte_dataset, cpu, tiny_recipe, with_model
 
 
 def test_minimind_26m_has_26878464_parameters():
@@ -84,6 +87,66 @@ def test_precision_is_part_of_the_memory():
     copies = 2 * count_parameters(recipe.model).matrices
     assert (half.activations - copies) * 2 == full.activations
     assert half.weights == full.weights
+
+
+def run_of(folder: Path, **model: object) -> Path:
+    """A run that was started and saved once."""
+    recipe = resolve_recipe(with_model(tiny_recipe(steps=1), **model), 256, cpu())
+    parts = build(recipe, byte_dataset(folder / "data"), cpu())
+    list(parts.trainer.run())
+    run = RunFolder(folder / "run")
+    run.create()
+    files.write_text(run.path / "config.toml", dump_recipe(recipe))
+    run.save(snapshot(parts), keep_last=1)
+    return run.path
+
+
+def test_a_teachers_memory_is_counted(tmp_path):
+    """As many bytes as the frozen model holds; and what it says of a micro-batch of 8 x 16, which
+    waits beside the student's: (8 x 16, D) and twice (8 x 16, V)."""
+    path = run_of(tmp_path, d_model=64, n_layers=3)
+    plain = resolve_recipe(tiny_recipe(steps=1), 256, cpu())
+    recipe = replace(plain, stage="distill", distill=DistillConfig(teacher=str(path)))
+    teacher = reference_of(recipe, byte_dataset(tmp_path / "data"), cpu())
+    assert teacher is not None
+    held = sum(one.numel() * one.element_size() for one in teacher.parameters())
+    found, without = step_memory(recipe, cpu(), 8), step_memory(plain, cpu(), 8)
+    assert found.frozen == held + 4 * 8 * 16 * 64 + 2 * 4 * 8 * 16 * 256
+    assert found.total == without.total + found.frozen
+    assert without.frozen == 0
+
+
+def test_the_memory_of_a_reference_and_of_a_judge_is_counted(tmp_path):
+    judge = run_of(tmp_path, d_model=64, n_layers=3)
+    recipe = replace(resolve_recipe(tiny_recipe(), 256, cpu()), stage="grpo")
+    own, its = (4 * count_parameters(one).total for one in (recipe.model, shape_of(judge)))
+
+    def frozen(**changes) -> int:
+        return step_memory(replace(recipe, **changes), cpu(), 8).frozen
+
+    held = replace(recipe.policy, kl_weight=0.1)
+    judged = replace(recipe.rollout, reward_model=str(judge))
+    assert frozen() == 0
+    assert frozen(policy=held) == own
+    assert frozen(rollout=judged) == its
+    assert frozen(policy=held, rollout=judged, stage="ppo") == own + its
+    assert frozen(policy=held, lora=LoraConfig(rank=2)) == own
+    # What is to come is taken to be of the recipe's own shape.
+    assert frozen(rollout=replace(judged, reward_model="@reward")) == own
+    # The reference of dpo is asked before the first step.
+    assert frozen(stage="dpo", policy=held, rollout=judged) == 0
+
+
+def shape_of(path: Path):
+    return RunFolder(path).recipe().model
+
+
+def test_a_teacher_makes_the_micro_batch_smaller(tmp_path):
+    path = run_of(tmp_path)
+    recipe = resolve_recipe(load_recipe_named("minimind-26m"), 6400, cpu())
+    taught = replace(recipe, stage="distill", distill=DistillConfig(teacher=str(path)))
+    available = step_memory(recipe, cpu(), 8).total
+    assert fitting_rows(taught, cpu(), available) < fitting_rows(recipe, cpu(), available) == 8
 
 
 def test_which_cards_hold_two_billion_parameters():

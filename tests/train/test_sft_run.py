@@ -12,7 +12,7 @@ import torch
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.config import Recipe, TokenizerConfig, dump_recipe
 from sparrowlm.pipeline import train
-from support import run_command, same_results, tiny_recipe, with_model
+from support import quick, run_command, same_results, tiny_recipe, with_model
 
 
 class Silent:
@@ -25,8 +25,7 @@ class Silent:
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch) -> Recipe:
     """Sums as chats, and a page of text to replay."""
-    monkeypatch.setenv("SPARROW_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("sparrowlm.pipeline.matmul_rate", lambda *_: 1e11)
+    quick(monkeypatch, tmp_path)
     chats, text = tmp_path / "chats.jsonl", tmp_path / "text.txt"
     rows = [
         [

@@ -5,19 +5,16 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.text import Text
 from tyro.conf import Positional, UseAppendAction, arg
+
+from sparrowlm.cli.page import Page
 
 if TYPE_CHECKING:
     from sparrowlm.infer.engine import Engine, Piece
     from sparrowlm.infer.sampling import Sampling
-
-QUESTION = "\n[Enter goes on, text is added first, q ends] "
 
 
 def generate(
@@ -54,7 +51,7 @@ def generate(
         stop: Ends the text where this string would come; may be given several times.
         num: How many texts to write.
         max_tokens: Longest text, or piece of an interactive story.
-        interactive: Write a story together, piece by piece; with --chat, talk.
+        interactive: Write a story together, piece by piece; with --chat, talk (sparrow chat).
         adapter: Changes to write with: a LoRA run on this base, or an adapter's folder of PEFT's.
         device: auto, cpu, cuda or mps.
         precision: auto, float32, bfloat16, float16 or float64.
@@ -87,26 +84,19 @@ def chat_with(
     adapter: Path | None = None,
 ) -> None:
     """Load the run, and answer a question or talk with the person."""
-    from sparrowlm.cli.talk import answer, converse
+    from sparrowlm.cli.chat import open_talk
+    from sparrowlm.cli.talk import converse
     from sparrowlm.errors import ConfigError
-    from sparrowlm.infer.engine import Engine
-    from sparrowlm.pipeline import load_run
-    from sparrowlm.text.chat import ChatFormat
 
     if not question and not interactive:
-        fix = '--chat "What is a sparrow?", or --chat "" --interactive to talk'
+        fix = '--chat "What is a sparrow?", or sparrow chat to talk'
         raise ConfigError("there is no question", where="--chat", fix=fix)
-    loaded = load_run(run, device, precision, adapter)
-    chat = ChatFormat(loaded.tokenizer)
-    engine = Engine(loaded.model, loaded.tokenizer, loaded.runtime)
-    page = Page()
-    if not interactive:
-        answer(engine, chat, [{"role": "user", "content": question}], sampling, page)
-        return
-    try:
-        converse(engine, chat, question, sampling, page)
-    except (EOFError, KeyboardInterrupt):
-        page.end_line()
+    adapters = {} if adapter is None else {adapter.name: adapter}
+    talk = open_talk(run, sampling, adapters, mode="chat", device=device, precision=precision)
+    if interactive:
+        converse(talk, question or None)
+    else:
+        talk.answer(question)
 
 
 def write_from(
@@ -132,17 +122,13 @@ def write_from(
             where="--interactive",
             fix='leave out --num and --prompt "-"',
         )
+    if interactive:
+        tell_story(run, prompt, sampling, device, precision, adapter)
+        return
     begin = _standard_input() if prompt == "-" else prompt
     loaded = load_run(run, device, precision, adapter)
     engine = Engine(loaded.model, loaded.tokenizer, loaded.runtime)
-    page = Page()
-    if interactive:
-        try:
-            tell_story(engine, begin, sampling, page)
-        except (EOFError, KeyboardInterrupt):
-            page.end_line()
-    else:
-        write_texts(engine, begin, sampling, num, page)
+    write_texts(engine, begin, sampling, num, Page())
 
 
 def write_texts(engine: Engine, prompt: str, sampling: Sampling, num: int, page: Page) -> None:
@@ -164,30 +150,22 @@ def write_texts(engine: Engine, prompt: str, sampling: Sampling, num: int, page:
     page.end_line()
 
 
-def tell_story(engine: Engine, prompt: str, sampling: Sampling, page: Page) -> None:
-    """Write a piece, ask, and go on, until the answer is `q`. What fills the context is forgotten
-    but for the last half of it.
+def tell_story(
+    run: Path,
+    prompt: str,
+    sampling: Sampling,
+    device: str,
+    precision: str,
+    adapter: Path | None = None,
+) -> None:
+    """Write a piece, ask, and go on, as `sparrow chat` does with a model that answers nothing."""
+    from sparrowlm.cli.chat import open_talk
+    from sparrowlm.cli.talk import converse
 
-    Raises:
-        EOFError: there are no more answers.
-    """
-    from sparrowlm.infer.engine import Request
-
-    ids = engine.prompt(prompt)
-    page.write(prompt, "bold")
-    for number in count():
-        for piece in engine.stream([Request(ids, sampling, number)]):
-            ids.append(piece.token)
-            page.write(piece.text)
-        if ids[-1] == engine.eot_id:
-            page.end_line()
-            page.write("(here the text ends; what follows is another)", "dim")
-        answer = page.ask(QUESTION)
-        if answer.strip() == "q":
-            return
-        ids += engine.prompt(answer) if answer else []
-        if len(ids) > engine.context:
-            ids = ids[-max(engine.context // 2, 1) :]
+    adapters = {} if adapter is None else {adapter.name: adapter}
+    talk = open_talk(run, sampling, adapters, mode="text", device=device, precision=precision)
+    talk.page.write(prompt, "bold")
+    converse(talk, prompt)
 
 
 def in_order(pieces: Iterable[Piece]) -> Iterator[Piece]:
@@ -202,44 +180,6 @@ def in_order(pieces: Iterable[Piece]) -> Iterator[Piece]:
             if not ready[-1].end:
                 break
             row += 1
-
-
-class Page:
-    """Standard output. A terminal gets colors, and never a control character that a model wrote;
-    anything else gets the text as it is."""
-
-    def __init__(self) -> None:
-        self.console = Console(highlight=False)
-        self.at_line_start = True
-
-    def write(self, text: str, style: str = "") -> None:
-        """Show text at once, without a line end of its own."""
-        from sparrowlm.report.words import printable
-
-        if not text:
-            return
-        if self.console.is_terminal:
-            self.console.print(Text(printable(text), style), end="", soft_wrap=True)
-        else:
-            sys.stdout.write(text)
-        sys.stdout.flush()
-        self.at_line_start = text.endswith("\n")
-
-    def ask(self, question: str) -> str:
-        """The answer, a line without its end.
-
-        Raises:
-            EOFError: there is none.
-        """
-        self.at_line_start = False
-        answer = input(question)
-        self.at_line_start = True
-        return answer
-
-    def end_line(self) -> None:
-        """Start a new line, unless at the start of one."""
-        if not self.at_line_start:
-            self.write("\n")
 
 
 def _standard_input() -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparrowlm.cli.train import named, recipe_and_overrides, recipe_with_stages
-from sparrowlm.config import InitConfig, Recipe
+from sparrowlm.config import InitConfig, Recipe, TokenizerConfig
 from sparrowlm.config.units import parse_bytes, show_bytes, show_count, show_duration
 
 
@@ -51,6 +51,11 @@ def plan_stages(path: Path, arguments: list[str]) -> None:
         if start.startswith("@"):
             tables = {name: getattr(planned[start[1:]], name) for name in stage.inherits}
             recipe = replace(recipe, init=InitConfig(), **tables)
+        teacher = recipe.distill.teacher
+        if stage.recipe.stage == "distill" and teacher.startswith("@"):
+            recipe = replace(recipe, distill=replace(recipe.distill, teacher=""))
+            if recipe.tokenizer == TokenizerConfig():
+                words = teacher
         if words.startswith("@"):
             recipe = replace(recipe, tokenizer=planned[words[1:]].tokenizer)
         title = f"stage {number} of {len(stages)}, {stage.name}"
@@ -119,7 +124,10 @@ def show_plan(recipe: Recipe, available: int) -> Recipe:
         ("optimizer", optimizer),
         ("activations", f"{train.micro_batch_size} rows of {train.seq_len} tokens"),
         ("head", "logits of one chunk, and their gradient"),
+        ("frozen", "a teacher, a reference or a reward model"),
     ):
+        if name == "frozen" and not plan.memory.frozen:
+            continue
         table.add_row(name, show_bytes(getattr(plan.memory, name)), note)
     usable = f"of {show_bytes(plan.available)} that may be used" if plan.available else ""
     table.add_row("in all", show_bytes(plan.memory.total), usable, style="bold")

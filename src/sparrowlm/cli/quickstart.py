@@ -126,23 +126,17 @@ def chat_recipe(base: Path, minutes: float) -> Recipe:
 
 def _ask(console: Console, out: Path) -> None:
     """Put questions to a fine-tuned run, and say how to go on."""
-    from sparrowlm.cli.generate import Page
-    from sparrowlm.cli.talk import answer
-    from sparrowlm.infer.engine import Engine
+    from sparrowlm.cli.chat import open_talk
     from sparrowlm.infer.sampling import Sampling
-    from sparrowlm.pipeline import load_run
-    from sparrowlm.text.chat import ChatFormat
 
-    loaded = load_run(out)
-    engine = Engine(loaded.model, loaded.tokenizer, loaded.runtime)
-    form, page = ChatFormat(loaded.tokenizer), Page()
     sampling = Sampling(temperature=0.0, max_tokens=60, repetition_penalty=1.1)
+    talk = open_talk(out, sampling, mode="chat")
     for question in QUESTIONS:
         console.print(Text(f"\nyou: {question}", "bold"), soft_wrap=True)
-        answer(engine, form, [{"role": "user", "content": question}], sampling, page)
+        talk.partner.reset()
+        talk.answer(question)
     console.print("\ntalk on with", soft_wrap=True)
-    command = f'sparrow generate {out} --chat "" --interactive --temperature 0.3'
-    console.print(Text(f"  {command}", "bold"), soft_wrap=True)
+    console.print(Text(f"  sparrow chat {out} --temperature 0.3", "bold"), soft_wrap=True)
 
 
 def _corpus(paths: tuple[str, ...]):

@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sparrowlm.config import load_recipe
 from sparrowlm.config.units import show_bytes, show_clock, show_count
 from sparrowlm.report.advice import next_commands
 from sparrowlm.report.read import Run, number
@@ -310,7 +311,9 @@ def show_ending(folder: Path, console: Console | None = None) -> None:
         Text.assemble("\nreport  ", (str(folder / "report.html"), "bold")), soft_wrap=True
     )
     console.print(Text("\nnext"), soft_wrap=True)
-    for command, meaning in next_commands(folder):
+    config = folder / "config.toml"
+    recipe = load_recipe(config) if config.is_file() else None
+    for command, meaning in next_commands(folder, recipe):
         console.print(Text.assemble("  ", (command, "bold")), soft_wrap=True)
         console.print(Text(f"      {meaning}", "dim"), soft_wrap=True)
 

@@ -2,7 +2,7 @@
 
 from sparrowlm.config.line import NamedStage, has_stages, load_stages
 from sparrowlm.config.load import dump_recipe, find_recipe, load_recipe, recipe_from_dict
-from sparrowlm.config.resolve import check_lora, lora_targets, resolve_model
+from sparrowlm.config.resolve import check_lora, learns_to_answer, lora_targets, resolve_model
 from sparrowlm.config.schema import (
     CheckpointConfig,
     CleanConfig,
@@ -17,6 +17,7 @@ from sparrowlm.config.schema import (
     PolicyConfig,
     PreferenceConfig,
     Recipe,
+    ReportConfig,
     RolloutConfig,
     SamplesConfig,
     TokenizerConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "PolicyConfig",
     "PreferenceConfig",
     "Recipe",
+    "ReportConfig",
     "RolloutConfig",
     "SamplesConfig",
     "TokenizerConfig",
@@ -46,6 +48,7 @@ __all__ = [
     "dump_recipe",
     "find_recipe",
     "has_stages",
+    "learns_to_answer",
     "load_recipe",
     "load_stages",
     "lora_targets",

@@ -147,3 +147,20 @@ def check_lora(recipe: Recipe) -> None:
             why="random weights that stay frozen under small changes would learn next to nothing",
             fix="set init.from to a trained run, or lora.rank = 0",
         )
+
+
+def learns_to_answer(recipe: Recipe) -> bool:
+    """Whether a stage trains on conversations, so that its model is talked with by turns.
+
+    >>> learns_to_answer(Recipe(stage="sft")), learns_to_answer(Recipe(stage="pretrain"))
+    (True, False)
+    """
+    match recipe.stage:
+        case "pretrain":
+            return False
+        case "distill":
+            return recipe.data.kind == "chats"
+        case "grpo" | "ppo":
+            return recipe.rollout.chat
+        case "sft" | "dpo" | "reward":
+            return True

@@ -15,6 +15,7 @@ Positions = Literal["rope", "learned"]
 Mlp = Literal["swiglu", "reglu", "gelu", "gelu_tanh", "relu", "relu2"]
 Tokens = Literal["bpe", "chars", "bytes", "gpt2", "folder"]
 Stages = Literal["pretrain", "sft", "dpo", "reward", "grpo", "ppo", "distill"]
+Sinks = Literal["tensorboard", "wandb", "swanlab", "trackio"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 GATED: tuple[str, ...] = ("swiglu", "reglu")
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -167,6 +168,13 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class ReportConfig:
+    """Who else is told how a run goes."""
+
+    sinks: tuple[Sinks, ...] = ()  # Trackers that get every row too; offline, see docs/watching.md
+
+
+@dataclass(frozen=True)
 class InitConfig:
     """Where the weights start."""
 
@@ -256,6 +264,7 @@ class Recipe:
     eval: EvalConfig = field(default_factory=EvalConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     init: InitConfig = field(default_factory=InitConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)

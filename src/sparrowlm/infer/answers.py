@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from sparrowlm.infer.engine import End, Engine, Request
 from sparrowlm.infer.sampling import Sampling
-from sparrowlm.infer.tools import CALL_CLOSES, Toolbox
+from sparrowlm.infer.tools import Toolbox
 from sparrowlm.runtime import derived_seed
 from sparrowlm.text.chat import ChatFormat, Part, parts_of, prompt_part
+from sparrowlm.text.reply import CALL_CLOSES
 from sparrowlm.text.tokenizer import Tokenizer
 
 

@@ -123,7 +123,11 @@ class Decoder:
         self.bend, self.gated = _BENDS[config.mlp], config.mlp in GATED
 
     def __call__(
-        self, tokens: Tensor, cache: KVCache, counts: Sequence[int] | Tensor | None = None
+        self,
+        tokens: Tensor,
+        cache: KVCache,
+        counts: Sequence[int] | Tensor | None = None,
+        span: int | None = None,
     ) -> Output:
         """Hidden states (B, T, D) of tokens (B, T) that continue the sequences of a cache.
 
@@ -131,11 +135,12 @@ class Decoder:
             tokens: (B, T) int64, row b for slot b.
             cache: of this decoder's dtype and device; appended to.
             counts: (B,) how many tokens of each row are real; the rest is padding on the right.
+            span: as of `KVCache.window`.
 
         Raises:
             UserError: more positions than the cache or the model holds.
         """
-        window = cache.window(tokens.shape[1], counts)
+        window = cache.window(tokens.shape[1], counts, span)
         if window.span > self.config.max_seq_len:
             raise UserError(
                 f"{window.span} positions are more than the model's {self.config.max_seq_len}",

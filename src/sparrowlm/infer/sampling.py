@@ -193,3 +193,33 @@ def _pick(ids: Tensor, probabilities: Tensor, draws: Sequence[float]) -> Tensor:
     target = torch.tensor(draws, device=ids.device)[:, None] * cumulated.amax(-1, keepdim=True)
     place = (cumulated > target).int().argmax(-1, keepdim=True)  # the first
     return ids.gather(-1, place)[:, 0]
+
+
+def log_probabilities(
+    logits: Tensor, tokens: Sequence[int], wanted: Sequence[int | None]
+) -> list[tuple[float | None, tuple[tuple[int, float], ...]]]:
+    """What the model itself says of the tokens that were drawn, in nats.
+
+    Args:
+        logits: (B, V).
+        tokens: B ids.
+        wanted: B numbers of likeliest tokens to name too; None where nothing is wanted.
+
+    Returns:
+        for each row the log-probability of its token, or None, and (id, log-probability) of the
+        likeliest ones, likeliest first.
+
+    >>> log_probabilities(torch.tensor([[0.0, 0.0]]), [1], [0])
+    [(-0.6931471824645996, ())]
+    """
+    found: list[tuple[float | None, tuple[tuple[int, float], ...]]] = [(None, ())] * len(tokens)
+    rows = [row for row, count in enumerate(wanted) if count is not None]
+    if not rows:
+        return found
+    nats = logits[rows].float().log_softmax(-1)  # (R, V)
+    chosen = torch.tensor([tokens[row] for row in rows], device=logits.device)
+    own = nats.gather(-1, chosen[:, None])[:, 0].tolist()
+    best, ids = nats.topk(max(wanted[row] or 0 for row in rows))
+    for row, mine, *top in zip(rows, own, ids.tolist(), best.tolist(), strict=True):
+        found[row] = mine, tuple(zip(*top, strict=True))[: wanted[row]]
+    return found

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from sparrowlm.errors import ConfigError
 from sparrowlm.infer.children import Child, Silent
+from sparrowlm.text.reply import parse_tool_call, tool_calls
 
-CALL_OPENS, CALL_CLOSES = "<tool_call>", "</tool_call>"
 OUTPUT = 1000  # characters of a result that are handed back
 SECONDS = 2.0  # that one call may take
 
@@ -30,7 +29,6 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 }
 """What a model is told of each tool."""
 _PROGRAMS = {"calculator": ("sparrowlm.infer.calculator", "expression")}
-_CALL = re.compile(re.escape(CALL_OPENS) + r"(.*?)" + re.escape(CALL_CLOSES), re.DOTALL)
 
 
 class Toolbox:
@@ -73,18 +71,17 @@ class Toolbox:
     def answer(self, text: str) -> str | None:
         """The result of the last call in a text; None where it makes none. What is wrong with a
         call is its result, so that a model can learn from it."""
-        calls = _CALL.findall(text)
+        calls = tool_calls(text)
         if not calls:
             return None
-        try:
-            call = json.loads(calls[-1])
-        except (ValueError, RecursionError):
-            return "error: the call is no JSON"
-        if not isinstance(call, dict) or call.get("name") not in self.names:
+        call = parse_tool_call(calls[-1])
+        if call is None:
+            return "error: a call is JSON with a name and arguments"
+        name, written = call
+        if name not in self.names:
             return f"error: no such tool; there is {', '.join(self.names)}"
-        name = call["name"]
         key = _PROGRAMS[name][1]
-        arguments = call.get("arguments")
+        arguments = _parsed(written)
         if not isinstance(arguments, dict) or not isinstance(arguments.get(key), str):
             return f'error: {name} needs {{"{key}": "…"}}'
         try:
@@ -92,3 +89,11 @@ class Toolbox:
         except Silent as fault:
             return f"error: {name} {fault}"
         return str(told["result"])[:OUTPUT]
+
+
+def _parsed(written: str) -> object:
+    """JSON's value; None where it is none."""
+    try:
+        return json.loads(written)
+    except (ValueError, RecursionError):
+        return None

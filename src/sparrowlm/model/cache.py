@@ -75,23 +75,36 @@ class KVCache:
         part.lengths, part.max_len = self.lengths[start:stop], self.max_len
         return part
 
-    def reset(self, slot: int | slice = slice(None)) -> None:
-        """Forget the sequence of a slot, or of all."""
-        self.lengths[slot] = 0
+    def cut(self, slot: int, length: int = 0) -> None:
+        """Forget the sequence of a slot from `length` on."""
+        self.lengths[slot] = length
 
-    def copy(self, source: int, target: int | slice) -> None:
-        """Continue the sequence of one slot in others too (several completions of a prompt)."""
-        length = int(self.lengths[source])
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let one slot hold the first `length` positions of another."""
         for tensor in (*self.keys, *self.values):
-            tensor[target, :, :length] = tensor[source, :, :length].clone()
+            tensor[target, :, :length] = tensor[source, :, :length]
         self.lengths[target] = length
 
-    def window(self, length: int, counts: Sequence[int] | Tensor | None = None) -> Window:
+    def swap(self, a: int, b: int) -> None:
+        """Let the sequences of two slots change places."""
+        length, pair = int(self.lengths[[a, b]].max()), [a, b]
+        for tensor in (*self.keys, *self.values):
+            tensor[pair, :, :length] = tensor[pair[::-1], :, :length]
+        self.lengths[pair] = self.lengths[pair[::-1]]
+
+    def window(
+        self,
+        length: int,
+        counts: Sequence[int] | Tensor | None = None,
+        span: int | None = None,
+    ) -> Window:
         """Where the next `length` tokens of every slot stand.
 
         Args:
             length: T, the columns of the tokens.
             counts: (B,) how many tokens of each row are real; the rest is padding on the right.
+            span: how many keys of each slot are read, where passes shall have one shape; at
+                least as many as are needed.
 
         Raises:
             UserError: a sequence would outgrow `max_len`.
@@ -104,8 +117,9 @@ class KVCache:
                 fix="shorten the prompt, or ask for fewer tokens",
             )
         device = self.keys[0].device
-        first, span = int(self.lengths[0]), int(ends.max())
-        even = counts is None and bool((self.lengths == first).all())
+        first, needed = int(self.lengths[0]), int(ends.max())
+        even = counts is None and span is None and bool((self.lengths == first).all())
+        span = span or needed
         positions = self.lengths[:, None] + torch.arange(length)
         if counts is not None:
             positions[positions >= ends[:, None]] = self.max_len

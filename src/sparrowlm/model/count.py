@@ -117,6 +117,8 @@ class Memory(NamedTuple):
     optimizer: int
     activations: int
     head: int
+    frozen: int = 0
+    """Models that are only asked: a teacher, a reference, a judge (`train.plan`)."""
 
     @property
     def total(self) -> int:

@@ -6,19 +6,33 @@ import shlex
 import sys
 from pathlib import Path
 
+from sparrowlm.config import Recipe, learns_to_answer
 from sparrowlm.report.read import Run
 
 Command = tuple[str, str]  # what to type, what it does
 
 
-def next_commands(folder: Path) -> list[Command]:
-    """What to try after a run."""
-    run, recipe = _quoted(folder), _quoted(folder / "config.toml")
-    return [
+def next_commands(folder: Path, recipe: Recipe | None = None) -> list[Command]:
+    """What to try after a run.
+
+    Args:
+        folder: of the run.
+        recipe: its own; where it trained on conversations, talking comes first.
+    """
+    answers = recipe is not None and learns_to_answer(recipe)
+    run, recipe_file = _quoted(folder), _quoted(folder / "config.toml")
+    write = [
         (f'sparrow generate {run} --prompt "…"', "let it go on from words of yours"),
-        (f"sparrow generate {run} --interactive", "write with it, piece by piece"),
+        (f"sparrow chat {run}", "write with it, piece by piece"),
+    ]
+    talk = [
+        (f"sparrow chat {run}", "talk with it"),
+        (f"sparrow serve {run}", "a page to talk with it, and an API for other programs"),
+    ]
+    return [
+        *(talk if answers else write),
         (
-            f'sparrow train {recipe} --out {run} --resume --train.length "…"',
+            f'sparrow train {recipe_file} --out {run} --resume --train.length "…"',
             "train on, for a longer length",
         ),
         (f"sparrow tokenizer inspect {_quoted(folder / 'tokenizer')}", "see how it cuts text"),

@@ -49,9 +49,9 @@ def _changed(recipe: Recipe) -> dict[str, list[tuple[str, str, str]]]:
             if value != usual:
                 result.setdefault("recipe", []).append((section.name, _shown(value), ""))
             continue
-        meanings = _meanings(type(value))
+        told = meanings(type(value))
         rows = [
-            (entry.name.rstrip("_"), _shown(now), _told(meanings.get(entry.name, ""), before))
+            (entry.name.rstrip("_"), _shown(now), _told(told.get(entry.name, ""), before))
             for entry in fields(value)
             if (now := getattr(value, entry.name)) != (before := getattr(usual, entry.name))
         ]
@@ -60,7 +60,7 @@ def _changed(recipe: Recipe) -> dict[str, list[tuple[str, str, str]]]:
     return result
 
 
-def _meanings(kind: type) -> dict[str, str]:
+def meanings(kind: type) -> dict[str, str]:
     """The comments behind a schema class's fields, which are their help texts."""
     source = inspect.getsource(kind)
     body = cast(ast.ClassDef, ast.parse(source).body[0]).body
@@ -176,7 +176,7 @@ def commands(run: Run) -> str:
         if run.config_text
         else ""
     )
-    rows = "".join(_command(entry) for entry in next_commands(run.folder))
+    rows = "".join(_command(entry) for entry in next_commands(run.folder, run.recipe))
     return f"{again}<section><h2>What to try next</h2>{rows}</section>"
 
 

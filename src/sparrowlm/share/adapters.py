@@ -61,7 +61,7 @@ def read_adapter(path: Path) -> Adapter:
     Raises:
         RunError: none of these, or changes of a kind that is not a plain low-rank one.
     """
-    if (path / CONFIG).is_file():
+    if is_peft(path):
         return _read_peft(path)
     run, step = find_run(path)
     lora = run.recipe().lora
@@ -73,6 +73,11 @@ def read_adapter(path: Path) -> Adapter:
             f" sparrow generate {path}",
         )
     return Adapter(path, changes_of(run.load(step).model, lora.alpha), run.base_facts())
+
+
+def is_peft(path: Path) -> bool:
+    """Whether a folder is one that PEFT reads."""
+    return (path / CONFIG).is_file()
 
 
 def with_adapter(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

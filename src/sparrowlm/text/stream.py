@@ -35,3 +35,13 @@ class TextStream:
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text
+
+
+def overlap(text: str, mark: str) -> int:
+    """How many characters at the end of `text` begin `mark`; never all of it.
+
+    >>> overlap("a text <thi", "<think>")
+    4
+    """
+    longest = min(len(text), len(mark) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(mark[:size])), 0)

@@ -91,6 +91,11 @@ class Tokenizer:
         return len(self._pieces)
 
     @property
+    def definition(self) -> Definition:
+        """The content of `tokenizer.json`; to be read, not changed."""
+        return self._definition
+
+    @property
     def chat_template(self) -> str | None:
         """The Jinja template of `tokenizer_config.json`."""
         template = self._config.get("chat_template")

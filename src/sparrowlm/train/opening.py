@@ -197,7 +197,8 @@ def planned_vocabulary(recipe: Recipe) -> int:
 
 def inherit(recipe: Recipe, resumed: RunFolder | None = None) -> Recipe:
     """The recipe with the shape and the vocabulary of the run that `init.from` names, where it
-    says nothing of its own about them; a student's vocabulary is that of its teacher.
+    says nothing of its own about them; a student's vocabulary is that of its teacher. Dropout is
+    not taken over by a policy: what is trained is the one that wrote (`config.rollout`).
 
     Args:
         recipe: as read.
@@ -213,7 +214,10 @@ def inherit(recipe: Recipe, resumed: RunFolder | None = None) -> Recipe:
     gone = resumed is not None and not source.exists()
     run = resumed if gone and resumed is not None else find_run(source)[0]
     if recipe.init.from_ and recipe.model == ModelConfig():
-        recipe = replace(recipe, model=run.recipe().model)
+        model = run.recipe().model
+        if recipe.stage in ("grpo", "ppo"):
+            model = replace(model, dropout=0.0)
+        recipe = replace(recipe, model=model)
     folder = run.path / "tokenizer"
     kept = Path(recipe.tokenizer.path)
     lost = gone and recipe.tokenizer.kind == "folder" and not kept.exists()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
-from sparrowlm.config import Recipe
+from sparrowlm.checkpoint import find_run
+from sparrowlm.config import ModelConfig, Recipe
 from sparrowlm.config.units import show_bytes, show_count, show_duration
+from sparrowlm.errors import RunError
 from sparrowlm.model.count import (
     Memory,
     Parameters,
@@ -16,6 +19,7 @@ from sparrowlm.model.count import (
     lora_parameters,
     training_memory,
 )
+from sparrowlm.model.head import CHUNK_BYTES
 from sparrowlm.runtime import Runtime, device_memory
 
 USABLE = 0.85  # of what is free: the allocator and the libraries want the rest
@@ -106,17 +110,55 @@ def plan_of(
 
 def step_memory(recipe: Recipe, runtime: Runtime, rows: int) -> Memory:
     """Bytes of a step with micro-batches of `rows`."""
-    return training_memory(
+    trained = training_memory(
         recipe.model,
         rows,
         recipe.train.seq_len,
         optimizer=recipe.optim.name,
         weight_bytes=runtime.weight_dtype.itemsize,
-        product_bytes=(runtime.autocast_dtype or runtime.weight_dtype).itemsize,
+        product_bytes=_product_bytes(runtime),
         checkpointing=recipe.train.activation_checkpointing,
         device=runtime.device.type,
         lora=recipe.lora,
     )
+    return trained._replace(frozen=frozen_memory(recipe, runtime, rows))
+
+
+def _product_bytes(runtime: Runtime) -> int:
+    return (runtime.autocast_dtype or runtime.weight_dtype).itemsize
+
+
+def frozen_memory(recipe: Recipe, runtime: Runtime, rows: int) -> int:
+    """Bytes of the models that a step asks: their weights, and of a teacher, whose say is part of
+    the loss, the hidden states and a chunk of logits and odds. A reference and a judge are asked
+    between steps, when nothing waits for a backward pass."""
+    shapes = frozen_shapes(recipe)
+    held = sum(count_parameters(shape).total for shape in shapes) * runtime.weight_dtype.itemsize
+    if recipe.stage != "distill":
+        return held
+    tokens, teacher = rows * recipe.train.seq_len, shapes[0]
+    said = _product_bytes(runtime) * tokens * teacher.d_model
+    return held + said + 2 * min(CHUNK_BYTES, 4 * tokens * teacher.vocab_size)
+
+
+def frozen_shapes(recipe: Recipe) -> list[ModelConfig]:
+    """The models that stay in memory beside the one that is trained. The reference of stage dpo
+    is none of them: it has said all before the first step. A run that is not there yet, such as
+    that of an earlier stage, is taken to have the recipe's own shape."""
+    if recipe.stage == "distill":
+        return [_shape_of(recipe.distill.teacher, recipe.model)]
+    if recipe.stage not in ("grpo", "ppo"):
+        return []
+    reference = [recipe.model] if recipe.policy.kl_weight else []  # what the policy starts from
+    judge = recipe.rollout.reward_model
+    return reference + ([_shape_of(judge, recipe.model)] if judge else [])
+
+
+def _shape_of(name: str, otherwise: ModelConfig) -> ModelConfig:
+    try:
+        return find_run(Path(name))[0].recipe().model if name else otherwise
+    except RunError:
+        return otherwise  # training is where a run that is missing ends it
 
 
 def fitting_rows(recipe: Recipe, runtime: Runtime, available: int = 0) -> int:

@@ -20,7 +20,7 @@ from sparrowlm.data.replay import ReplayStream
 from sparrowlm.data.sequences import AnyDataset, PackedStream, SequenceDataset, packed_windows
 from sparrowlm.data.shards import Dataset
 from sparrowlm.data.streams import TokenStream, windows
-from sparrowlm.errors import DataError, RunError
+from sparrowlm.errors import ConfigError, DataError, RunError
 from sparrowlm.infer.rollouts import RolloutStream, Score
 from sparrowlm.infer.scoring import scores_of
 from sparrowlm.model.transformer import Transformer
@@ -242,6 +242,13 @@ def scorer(scene: Scene) -> Score:
     run, step = find_run(Path(name))
     if run.recipe().stage != "reward":
         raise RunError("is no reward model", where=name, fix='train one with stage = "reward"')
+    if model.config.max_seq_len < recipe.train.seq_len:
+        raise ConfigError(
+            f"reads {model.config.max_seq_len} tokens, and a completion may have"
+            f" {recipe.train.seq_len} with its prompt",
+            where="rollout.reward_model",
+            fix=f"set train.seq_len = {model.config.max_seq_len}",
+        )
     judge = Reward(model.config.d_model)
     judge.load_state_dict(run.load(step).under("objective/"))
     judge.to(runtime.device, runtime.weight_dtype)

@@ -30,7 +30,8 @@ def summarize(run: RunFolder, parts: Parts, dataset: AnyDataset) -> dict[str, An
     whole = [row for row in rows if row["kind"] == "eval_whole"]
     measured = [row for row in whole or evals if row["step"] and row["val_loss"] is not None]
     best = min(measured, key=lambda row: row["val_loss"], default={})
-    rewards = [row["val_reward"] for row in evals if row.get("val_reward") is not None]
+    answered = [row for row in evals if row["step"] and row.get("val_reward") is not None]
+    rewards = [row["val_reward"] for row in answered]
     state = parts.trainer.state
     tail = [row["loss"] for row in steps[-max(1, min(100, len(steps) // 10)) :] if row["loss"]]
     speeds = sorted(row["tokens_per_second"] for row in steps)

@@ -1,0 +1,237 @@
+// Every word of the page, a table for each language. The tables are JSON, so that a test can hold
+// them against each other; {n} and the like are filled in by `word`.
+
+export const WORDS = {
+  "en": {
+    "skip": "Skip to the message box",
+    "conversations": "Conversations",
+    "new": "New conversation",
+    "new_text": "New text",
+    "untitled": "Untitled",
+    "delete": "Delete",
+    "delete_named": "Delete “{title}”",
+    "export": "Export as JSONL",
+    "theme": "Theme",
+    "theme_auto": "Auto",
+    "theme_light": "Light",
+    "theme_dark": "Dark",
+    "language": "Language",
+    "menu": "Conversations, theme and language",
+    "model": "Model",
+    "probabilities": "Probabilities",
+    "settings": "Settings",
+    "close": "Done",
+    "latest": "To the latest",
+    "ask": "Ask something",
+    "ask_tool": "What does {name} answer?",
+    "ask_text": "Begin a text; the model goes on with it",
+    "send": "Send",
+    "go_on": "Continue",
+    "stop": "Stop",
+    "hint": "Enter sends, Shift+Enter starts a new line, Esc stops",
+    "hint_text": "Ctrl+Enter continues the text, Esc stops",
+    "hint_shade": "The stronger the color, the less sure the model was. Point at a token, or use the arrow keys, to see what it nearly said",
+    "about_chat": "A chat model. What you write goes to the server of this page and nowhere else.",
+    "about_base": "A base model. It does not answer questions; it goes on with what you begin. What you write goes to the server of this page and nowhere else.",
+    "fact_parameters": "{n} parameters",
+    "fact_context": "context of {n} tokens",
+    "loading": "Asking the server which model this is",
+    "example_chat_1": "Who are you?",
+    "example_chat_2": "What does `os.path.join` do?",
+    "example_chat_3": "Tell me a story about a sparrow.",
+    "example_base_1": "Once upon a time",
+    "example_base_2": "def read_file(path):\n",
+    "example_base_3": "class Sparrow:\n    \"\"\"",
+    "examples": "Try one of these",
+    "you": "You",
+    "copy": "Copy",
+    "copied": "Copied",
+    "edit": "Edit",
+    "retry": "Retry",
+    "save": "Ask again from here",
+    "cancel": "Cancel",
+    "before": "Version before",
+    "after": "Version after",
+    "of": "{i} of {n}",
+    "thinking": "Thinking",
+    "thought": "Thoughts",
+    "calls": "Calls {name}",
+    "tool_result": "Answer of the tool",
+    "waiting": "The model is reading",
+    "stat_tokens": "{n} tokens",
+    "stat_speed": "{n} tokens/s",
+    "stat_context": "{n} of {all} in the context",
+    "finish_length": "cut off at the length limit",
+    "finish_stopped": "stopped",
+    "nearly": "What the model nearly said",
+    "tokens_label": "The answer token by token; arrow keys move",
+    "error_away": "The server does not answer. Is “sparrow serve” still running?",
+    "error_broken": "The connection broke off. What had arrived is kept.",
+    "error_busy": "The server is busy.",
+    "error_busy_wait": "The server is busy. It asks to try again in {n} s.",
+    "error_long": "This does not fit into the model's context: {given} tokens are needed, and it holds {limit}.",
+    "error_long_fix": "Start a new conversation, or shorten an earlier question or the system prompt.",
+    "error_key": "The server wants its API key.",
+    "error_refused": "The server refused this: {message}",
+    "error_server": "The server failed: {message}",
+    "error_tools": "The tools in the settings are no JSON list.",
+    "error_storage": "The browser's storage is full: this conversation is not kept. Export and delete some.",
+    "error_empty": "The model had nothing to say: it ended at once.",
+    "again": "Try again",
+    "system": "System prompt",
+    "system_hint": "Who the model should be. Empty: nothing",
+    "thinking_switch": "Let the model think first",
+    "temperature": "Temperature",
+    "temperature_help": "0 always takes the likeliest token; more is more varied",
+    "top_p": "Top p",
+    "top_p_help": "Only the likeliest tokens that together hold this probability; 1: all",
+    "top_k": "Top k",
+    "top_k_help": "Only the k likeliest tokens; 0: all",
+    "max_tokens": "Longest answer",
+    "max_tokens_hint": "what the server allows",
+    "max_tokens_help": "In tokens",
+    "seed": "Seed",
+    "seed_hint": "a new one each time",
+    "seed_help": "The same seed and settings give the same answer",
+    "tools": "Tools",
+    "tools_help": "A JSON list of function signatures that the model may call; you answer in their place",
+    "defaults": "Back to the defaults",
+    "key_title": "API key",
+    "key_help": "The server was started with --api-key. The key is kept until this tab is closed.",
+    "key_use": "Use it"
+  },
+  "zh": {
+    "skip": "跳到输入框",
+    "conversations": "对话",
+    "new": "新对话",
+    "new_text": "新文本",
+    "untitled": "未命名",
+    "delete": "删除",
+    "delete_named": "删除“{title}”",
+    "export": "导出为 JSONL",
+    "theme": "主题",
+    "theme_auto": "自动",
+    "theme_light": "浅色",
+    "theme_dark": "深色",
+    "language": "语言",
+    "menu": "对话、主题与语言",
+    "model": "模型",
+    "probabilities": "概率",
+    "settings": "设置",
+    "close": "完成",
+    "latest": "回到最新",
+    "ask": "问点什么",
+    "ask_tool": "{name} 返回什么？",
+    "ask_text": "写个开头，模型会接着写",
+    "send": "发送",
+    "go_on": "续写",
+    "stop": "停止",
+    "hint": "Enter 发送，Shift+Enter 换行，Esc 停止",
+    "hint_text": "Ctrl+Enter 续写，Esc 停止",
+    "hint_shade": "底色越重，模型越没有把握。指向一个 token，或用方向键，看它差点说了什么",
+    "about_chat": "对话模型。你写的内容只发给本页的服务器，不去别处。",
+    "about_base": "基座模型。它不回答问题，只接着你的开头往下写。你写的内容只发给本页的服务器，不去别处。",
+    "fact_parameters": "{n}参数",
+    "fact_context": "上下文 {n} 个 token",
+    "loading": "正在向服务器询问是哪个模型",
+    "example_chat_1": "你是谁？",
+    "example_chat_2": "`os.path.join` 是做什么的？",
+    "example_chat_3": "讲一个关于麻雀的故事。",
+    "example_base_1": "从前",
+    "example_base_2": "def read_file(path):\n",
+    "example_base_3": "class Sparrow:\n    \"\"\"",
+    "examples": "试试这些",
+    "you": "你",
+    "copy": "复制",
+    "copied": "已复制",
+    "edit": "编辑",
+    "retry": "重答",
+    "save": "从这里重新提问",
+    "cancel": "取消",
+    "before": "上一个版本",
+    "after": "下一个版本",
+    "of": "{i} / {n}",
+    "thinking": "思考中",
+    "thought": "思考过程",
+    "calls": "调用 {name}",
+    "tool_result": "工具的返回",
+    "waiting": "模型正在读",
+    "stat_tokens": "{n} 个 token",
+    "stat_speed": "每秒 {n} 个 token",
+    "stat_context": "上下文 {n} / {all}",
+    "finish_length": "达到长度上限而截断",
+    "finish_stopped": "已停止",
+    "nearly": "模型差点说了什么",
+    "tokens_label": "逐个 token 的回答；用方向键移动",
+    "error_away": "服务器没有应答。sparrow serve 还在运行吗？",
+    "error_broken": "连接中断。已经收到的内容保留着。",
+    "error_busy": "服务器正忙。",
+    "error_busy_wait": "服务器正忙，请 {n} 秒后再试。",
+    "error_long": "超出了模型的上下文：需要 {given} 个 token，最多 {limit} 个。",
+    "error_long_fix": "可以开始新对话，或缩短之前的问题或系统提示。",
+    "error_key": "服务器需要 API 密钥。",
+    "error_refused": "服务器拒绝了请求：{message}",
+    "error_server": "服务器出错：{message}",
+    "error_tools": "设置里的工具不是 JSON 列表。",
+    "error_storage": "浏览器的存储已满，这个对话没有保存。请导出并删除一些。",
+    "error_empty": "模型无话可说：它立刻就结束了。",
+    "again": "重试",
+    "system": "系统提示",
+    "system_hint": "模型应当是谁。留空则没有",
+    "thinking_switch": "让模型先思考",
+    "temperature": "温度",
+    "temperature_help": "0 总取最可能的 token；越大越多变",
+    "top_p": "Top p",
+    "top_p_help": "只取合计达到这个概率的最可能的 token；1 为全部",
+    "top_k": "Top k",
+    "top_k_help": "只取最可能的 k 个 token；0 为全部",
+    "max_tokens": "最长回答",
+    "max_tokens_hint": "由服务器决定",
+    "max_tokens_help": "以 token 计",
+    "seed": "随机种子",
+    "seed_hint": "每次都换",
+    "seed_help": "种子和设置相同，回答就相同",
+    "tools": "工具",
+    "tools_help": "模型可以调用的函数签名，JSON 列表；由你代替它们回答",
+    "defaults": "恢复默认",
+    "key_title": "API 密钥",
+    "key_help": "服务器启动时设置了 --api-key。密钥保留到关闭此标签页为止。",
+    "key_use": "使用"
+  }
+};
+
+let language = "en";
+
+// The language of the page from here on: the one asked for, or else the browser's.
+export function speak(wanted) {
+  language = wanted in WORDS ? wanted : /^zh\b/i.test(navigator.language) ? "zh" : "en";
+  document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
+  return language;
+}
+
+export function word(key, values = {}) {
+  return WORDS[language][key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+}
+
+// 1280000 as 1.3M or 128万.
+export function count(number) {
+  return new Intl.NumberFormat(language, { notation: "compact", maximumFractionDigits: 1 }).format(number);
+}
+
+// Enough digits to compare, and never a 0 % or 100 % that is not one.
+export function percent(share) {
+  if (share > 0 && share < 0.001) return "<0.1%";
+  if (share < 1 && share > 0.999) return ">99.9%";
+  const digits = share < 0.1 || share > 0.99 ? 1 : 0;
+  return `${(100 * share).toFixed(digits)}%`;
+}
+
+// What the page says in its own markup: data-word is text, data-label a name, data-hint a placeholder.
+export function translate(root) {
+  for (const found of root.querySelectorAll("[data-word]")) found.textContent = word(found.dataset.word);
+  for (const found of root.querySelectorAll("[data-label]")) {
+    found.setAttribute("aria-label", word(found.dataset.label));
+    if (found.tagName === "BUTTON") found.title = word(found.dataset.label);
+  }
+  for (const found of root.querySelectorAll("[data-hint]")) found.placeholder = word(found.dataset.hint);
+}

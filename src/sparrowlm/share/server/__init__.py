@@ -1,0 +1,1 @@
+"""A run as an OpenAI-compatible server: routes, the engine's thread, limits."""
