@@ -58,6 +58,8 @@ def harness(
     manager = TaskManager(include_path=str(folder), include_defaults=False) if folder else None
     if manager is None or not set(names) <= set(manager.all_tasks):
         # Thousands of files are read to know the names: not where a folder has them all.
+        if progress is not None:
+            progress("reading the list of lm-eval's tasks", 0, 0)
         manager = TaskManager(include_path=str(folder) if folder else None)
     check_names(names, manager.all_tasks)
     found = simple_evaluate(
