@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# How long an example takes is the machine's affair, and others use it too.
+settings.register_profile("sparrow", deadline=None)
+settings.load_profile("sparrow")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -79,6 +79,7 @@ class Scripted:
 
     def __init__(self, config: ModelConfig) -> None:
         self.config, self.device, self.dtype = config, torch.device("cpu"), torch.float32
+        self.captures = False
         self.ids: list[int] = []
         self.begin = 0  # the position whose token is the answer's first
         self.seconds = 0.0  # that a round takes
