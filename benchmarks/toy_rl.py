@@ -33,7 +33,7 @@ from sparrowlm.pipeline import train
 
 CALL = '<tool_call>{{"name": "calculator", "arguments": {{"expression": "{}"}}}}</tool_call>'
 SHAPE = {"d_model": 192, "n_layers": 2, "n_heads": 6}
-MEASURED = 400  # held-out prompts
+MEASURED = 400  # held-out prompts, at most
 
 
 class Setting(NamedTuple):

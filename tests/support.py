@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparrowlm.checkpoint import RunFolder
+from sparrowlm.checkpoint import RunFolder, find_run
 from sparrowlm.cli import main
 from sparrowlm.config import (
     EvalConfig,
@@ -26,7 +26,10 @@ from sparrowlm.config import (
     dump_recipe,
 )
 from sparrowlm.data.shards import Dataset, open_dataset
+from sparrowlm.evaluate.corpus import Reading
+from sparrowlm.pipeline import load_run
 from sparrowlm.runtime import Runtime
+from sparrowlm.train.held_out import held_out
 
 TINY = ModelConfig(
     vocab_size=256, d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=64, max_seq_len=16
@@ -123,6 +126,13 @@ def run_quietly(*arguments: str) -> None:
         sys.stdout = sys.stderr = nowhere
         torch.set_num_threads(1)
         sys.exit(main(list(arguments)))
+
+
+def measured_again(run: Path) -> dict[str, float | None]:
+    """What `sparrow evaluate` says of the split that a run held out."""
+    loaded = load_run(run, "cpu", "float32")
+    [found] = held_out(find_run(run)[0], loaded.step, loaded.model, loaded.runtime, Reading())
+    return {name: figure.value for name, figure in found.figures.items()}
 
 
 def same_results(one: Path, other: Path) -> None:

@@ -14,7 +14,7 @@ from sparrowlm.checkpoint import RunFolder
 from sparrowlm.config import LoraConfig, dump_recipe
 from sparrowlm.pipeline import train
 from stage_support import Silent, run, shrunk, write_files
-from support import quick, run_command, same_results
+from support import measured_again, quick, run_command, same_results
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,10 @@ def test_recipes_of_preferences_train_when_shrunk(files, tmp_path, name, data, l
     assert (tmp_path / "run" / "reference").is_dir() == (name == "dpo" and loss != "simpo")
     held = RunFolder(tmp_path / "run").load(6).trainer
     assert ("objective/head.weight" in held) == (name == "reward")
+    best = min(measured, key=lambda row: row["val_loss"])
+    again = measured_again(tmp_path / "run")
+    for key in again:
+        assert again[key] == pytest.approx(best[f"val_{key}"], abs=1e-5)
 
 
 def test_the_recipe_of_students_trains_when_shrunk(files, tmp_path) -> None:
@@ -63,6 +67,8 @@ def test_the_recipe_of_students_trains_when_shrunk(files, tmp_path) -> None:
     assert last["val_bits_per_byte"] > 0
     assert last["val_divergence"] > 0
     assert last["val_cross_entropy"] > 0
+    again = measured_again(tmp_path / "run")
+    assert again["cross_entropy"] == pytest.approx(last["val_cross_entropy"], rel=1e-5)
     recipe = RunFolder(tmp_path / "run").recipe()
     assert recipe.model.vocab_size == RunFolder(files["base"]).recipe().model.vocab_size
     assert recipe.model.d_model == 16

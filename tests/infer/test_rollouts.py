@@ -23,7 +23,7 @@ from sparrowlm.text.tokenizer import byte_tokenizer
 from sparrowlm.train.build import Parts, build, resolve_recipe
 from sparrowlm.train.opening import dataset_of
 from stage_support import Silent
-from support import cpu, quick, run_command, same_results
+from support import cpu, measured_again, quick, run_command, same_results
 
 REWARD = "def vowels(completion, row):\n    return sum(one in 'aeiou' for one in completion)\n"
 
@@ -198,6 +198,7 @@ def test_a_run_is_measured_by_its_held_out_reward(folder):
     assert summary["val_reward"] == max(rewards.values())
     best = json.loads((run.checkpoints / "best.json").read_text(encoding="utf-8"))
     assert rewards[best["step"]] == best["val_reward"] == max(rewards.values())
+    assert measured_again(run.path)["reward"] == pytest.approx(best["val_reward"])
     told = [row for row in rows if row["kind"] == "train"]
     assert all(("reward" in row) == (row["step"] % 2 == 1) for row in told)
     assert {"zero_variance", "truncated", "reward"} <= told[0].keys()

@@ -113,14 +113,14 @@ kind = "bytes"
 [data]
 path = ["text.txt"]
 [train]
-length = "5 seconds"
+length = "1000000 steps"
 batch_tokens = 256
 compile = "off"
 [eval]
-every = "1 seconds"
+every = "10 steps"
 windows = 8
 [samples]
-every = "2 seconds"
+every = "10 steps"
 prompts = ["sparrow"]
 max_tokens = 12
 """
@@ -132,7 +132,7 @@ def test_curves_grow_while_a_run_trains(visit: Callable[..., Visit], tmp_path: P
     (tmp_path / "tiny.toml").write_text(RECIPE)
     opened = visit(tmp_path / "runs")
     page = opened.page
-    page.wait_for_selector("#runs-note:not([hidden])")
+    page.wait_for_selector("#runs-note:not([hidden])")  # no run yet
     command = [sys.executable, "-m", "sparrowlm", "train", "tiny.toml", "--out", "runs/live"]
     environment = os.environ | {"SPARROW_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     with (tmp_path / "said.txt").open("w") as said:
@@ -144,17 +144,14 @@ def test_curves_grow_while_a_run_trains(visit: Callable[..., Visit], tmp_path: P
             page.wait_for_selector(".chart canvas")
             before = page.evaluate(STEP)
             picture = page.locator(".chart canvas").first.screenshot()
-            page.wait_for_function(
-                f"from => {STEP} > from + 20",
-                arg=before,
-                timeout=20_000,
-            )
+            page.wait_for_function(f"from => {STEP} > from + 20", arg=before, timeout=60_000)
             assert page.locator(".chart canvas").first.screenshot() != picture
+            training.terminate()  # it finishes its step, and saves
             assert training.wait(60) == 0, (tmp_path / "said.txt").read_text()
         finally:
             training.kill()
             training.wait()
-    page.wait_for_selector(".run[data-state=finished]", timeout=10_000)
+    page.wait_for_selector(".run[data-state=stopped]")
     page.wait_for_function("document.querySelector('.sample b')?.textContent === 'sparrow'")
     assert page.locator(".chart").count() >= 6
     assert len([url for url in opened.asked if "main.js" in url]) == 1, "it was not loaded again"
@@ -178,6 +175,11 @@ def test_a_person_without_a_mouse_reads_a_curve(visit: Callable[..., Visit], run
     assert f"a, held out{held:.3f}" in told.inner_text().replace("\n", "")
     page.keyboard.press("Escape")
     told.wait_for(state="hidden")
+    page.click("#axis label >> nth=1")
+    page.check("#log")
+    page.locator(".plot").first.focus()
+    page.keyboard.press("ArrowLeft")
+    assert re.match(r"3\.\d+M tokens", told.inner_text())
     # The settings of the two runs, beside each other and beside the defaults.
     page.select_option("#b", "b")
     page.wait_for_selector("#difference .note")

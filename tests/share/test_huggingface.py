@@ -14,6 +14,7 @@ from sparrowlm.checkpoint import find_run
 from sparrowlm.errors import SparrowError
 from sparrowlm.infer.engine import Engine, Request
 from sparrowlm.infer.sampling import Sampling
+from sparrowlm.infer.scoring import logprobs
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.share.adopt import adopt
 from sparrowlm.share.foreign import Asked
@@ -69,7 +70,7 @@ def gpt2(**settings: object) -> nn.Module:
 
 @torch.no_grad()
 def check(run: Path, theirs: nn.Module) -> None:
-    """Logits to 1e-5, and 24 greedy tokens."""
+    """Logits and log-probabilities of tokens to 1e-5, and 24 greedy tokens."""
     folder, step = find_run(run)
     model = Transformer(folder.recipe().model).eval()
     model.load_state_dict(folder.load(step).model)
@@ -77,6 +78,9 @@ def check(run: Path, theirs: nn.Module) -> None:
     want = theirs(ids).logits
     assert want.std() > 0.3
     torch.testing.assert_close(model.logits(model(ids).hidden), want, atol=1e-5, rtol=1e-5)
+    said = torch.stack([one.logprobs for one in logprobs(model, cpu(), ids.tolist())])
+    nats = want[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    torch.testing.assert_close(said, nats, atol=1e-5, rtol=1e-5)
     prompt = ids[:1, :9]
     written = theirs.generate(prompt, max_new_tokens=24, do_sample=False, eos_token_id=None)
     sampling = Sampling(temperature=0.0, max_tokens=24)

@@ -143,6 +143,8 @@ def test_the_command_shows_before_it_uploads(shelf: Shelf, folder: Path, capsys)
     told = capsys.readouterr().out
     assert "license: cc0-1.0" in told
     assert told.rstrip().endswith(f"{shelf.address}/owner/name")
-    assert b'license: "cc0-1.0"' in shelf.files["owner/name"]["README.md"]
+    words = shelf.files["owner/name"]["README.md"].decode()
+    assert 'license: "cc0-1.0"' in words
+    assert 'from_pretrained("owner/name")' in words
     assert main(["push", str(folder), "hf:owner/name", "--dtype", "F16", *mirror]) == 2
     assert "is an export already" in capsys.readouterr().err

@@ -101,6 +101,7 @@ def test_a_mixture_and_its_sources(tmp_path: Path) -> None:
     assert found["held out, words"]["loss"] == pytest.approx(row["val_loss/words"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_lora_run_merged(tmp_path: Path) -> None:
     recipe = text_recipe(tmp_path)
     train(recipe, tmp_path / "base", Silent())

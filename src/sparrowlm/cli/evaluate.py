@@ -31,7 +31,7 @@ class Asked:
     seq_len: int = 0  # Tokens of a window; 0: as in training
     stride: int = 0  # Tokens from a window to the next, for more context; 0: side by side
     windows: int = 0  # Windows to read, evenly over the data; 0: all
-    task: Annotated[tuple[str, ...], UseAppendAction] = ()  # A TOML file, a name of ours; NAME=ROWS
+    task: Annotated[tuple[str, ...], UseAppendAction] = ()  # A TOML file, or a name; NAME=ROWS
     limit: int = 0  # Rows of a task, documents of a task of lm-eval; 0: all
     samples: int = 0  # Texts to write, whose repetition is measured
     sample_tokens: int = 200  # Longest such text

@@ -48,6 +48,7 @@ def push(
 
     address = target_of(target)
     told = {"dtype": dtype, "adapter": adapter, "license": license}
+    told |= {"known_as": address.repository}
     with parcel(run, to, **told, say=lambda text: say(f"{text} …", "dim")) as what:
         seen = "everyone can see it" if public else "private"
         say(f"to {address.hub}:{address.repository}, {seen}; license: {what.license}")

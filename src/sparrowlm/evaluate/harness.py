@@ -58,6 +58,8 @@ def harness(
     manager = TaskManager(include_path=str(folder), include_defaults=False) if folder else None
     if manager is None or not set(names) <= set(manager.all_tasks):
         # Thousands of files are read to know the names: not where a folder has them all.
+        if progress is not None:
+            progress("reading the list of lm-eval's tasks", 0, 0)
         manager = TaskManager(include_path=str(folder) if folder else None)
     check_names(names, manager.all_tasks)
     found = simple_evaluate(
@@ -153,7 +155,8 @@ def _of(name: str, found: dict[str, Any]) -> Measured:
         count = samples or 1
         figures[label] = Figure(value * count, count, float(error) if known else None)
     shots = found.get("n-shot", {}).get(name)
-    parts = [f"lm-eval {found['versions'].get(name, '')}".strip()]
+    version = found["versions"].get(name)
+    parts = ["lm-eval" if version in (None, "Yaml") else f"lm-eval, version {version}"]
     parts += [f"{samples:,} documents"] if samples else []
     parts += [f"{shots} shots"] if shots is not None else []
     return Measured(name, ", ".join(parts), figures)

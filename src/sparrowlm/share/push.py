@@ -66,6 +66,7 @@ def parcel(
     dtype: str = "",
     adapter: Path | None = None,
     license: str = "",
+    known_as: str = "",
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Parcel]:
     """An export folder as it is, once it verifies; or an export of a run, made for the upload.
@@ -85,7 +86,8 @@ def parcel(
         return
     with tempfile.TemporaryDirectory(prefix="sparrow-push-") as place:
         out = Path(place) / "export"
-        export(path, to, out, dtype=dtype, adapter=adapter, license=license, say=say)
+        told = {"dtype": dtype, "adapter": adapter, "license": license, "known_as": known_as}
+        export(path, to, out, **told, say=say)
         yield opened(out)
 
 

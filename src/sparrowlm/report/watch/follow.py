@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 from sparrowlm.report.read import Row
 
-CHUNK = 4 << 20  # bytes of one reading, and the longest line that is taken
+CHUNK = 1 << 20  # bytes of one reading, and the longest line that is taken
 REMEMBERED = 256  # bytes before the place reached, to see whether they are still the same
 
 

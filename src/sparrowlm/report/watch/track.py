@@ -34,11 +34,14 @@ class Column:
 
     def add(self, bucket: int, value: float) -> None:
         """Take a value in."""
-        self.reach(bucket + 1)
+        if bucket >= len(self.count):
+            self.reach(bucket + 1)
         self.count[bucket] += 1
         self.total[bucket] += value
-        self.low[bucket] = min(self.low[bucket], value)
-        self.high[bucket] = max(self.high[bucket], value)
+        if value < self.low[bucket]:
+            self.low[bucket] = value
+        if value > self.high[bucket]:
+            self.high[bucket] = value
 
     def halve(self, length: int) -> None:
         """Join neighbors in pairs; `length` is even."""

@@ -102,13 +102,18 @@ class Watcher:
         self.runs = {name: self.runs[name] for name in found}
 
     def _read(self) -> None:
-        """Read on, each run in its turn, as long as an answer may take; at least one of them."""
+        """Read on, each run in its turn, as long as an answer may take; at least one of them.
+
+        Every run is looked at once, and those that have more then take turns."""
         self._turn = deque(name for name in self._turn if name in self.runs)
         end = time.monotonic() + AT_ONCE
-        for _ in range(len(self._turn)):
-            name = self._turn.popleft()
-            self._turn.append(name)
-            self.runs[name].read(CHUNK)
+        unseen = set(self._turn)
+        while unseen or any(run.behind for run in self.runs.values()):
+            name = self._turn[0]
+            self._turn.rotate(-1)
+            if name in unseen or self.runs[name].behind:
+                self.runs[name].read(CHUNK)
+                unseen.discard(name)
             if time.monotonic() > end:
                 return
 

@@ -113,7 +113,7 @@ def _check_tokenizer(library: Any, folder: Path, source: Source, ids: Tensor) ->
     theirs = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     for row in ids.clamp(max=own.vocab_size - 1).tolist():
         text = own.decode(row)
-        if theirs(text, add_special_tokens=False)["input_ids"] != own.encode(text):
+        if theirs(text, add_special_tokens=False, verbose=False)["input_ids"] != own.encode(text):
             raise RunError("transformers' AutoTokenizer gives other ids", where=repr(text[:80]))
     if source.chat is not None:
         turns = [{"role": "user", "content": "a"}]

@@ -49,6 +49,7 @@ def export(
     dtype: str = "",
     adapter: Path | None = None,
     license: str = "",
+    known_as: str = "",
     say: Said = lambda _: None,
 ) -> Exported:
     """Write a run as a Hugging Face folder, a GGUF file, or that with Ollama's Modelfile.
@@ -64,6 +65,7 @@ def export(
             Hugging Face and F16 for GGUF.
         adapter: changes to merge into the weights first, as of `share.adapters.read_adapter`.
         license: of the weights, for the model card; "" says that it is unknown.
+        known_as: what the model card calls it in its examples; "" takes the name of `out`.
         say: told what happens.
 
     Raises:
@@ -91,7 +93,7 @@ def export(
             title=TITLES[kind],
             dtype=form,
             license=license,
-            use=_use(work, source, to, out.name),
+            use=_use(work, source, to, known_as or out.name),
             library="transformers" if to == "hf" else "gguf",
             picture=_draw(work, source),
         )

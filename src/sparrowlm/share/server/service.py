@@ -200,8 +200,7 @@ class Service:
         return ticket
 
     def _check_room(self, count: int) -> None:
-        if self.failed:
-            raise ApiFault(503, "the engine has failed; see the server's log", code="failed")
+        self._check_health()
         own = self.slots // len(self.models)
         if count > own + self.limits.queue:
             raise ApiFault(
@@ -218,6 +217,10 @@ class Service:
                 code="queue_full",
                 retry_after=self.limits.retry_seconds,
             )
+
+    def _check_health(self) -> None:
+        if self.failed:
+            raise ApiFault(503, "the engine has failed; see the server's log", code="failed")
 
     def _forget(self, ticket: Ticket) -> None:
         """A ticket is done with, by its end or by its reader's."""
@@ -238,13 +241,12 @@ class Service:
 
     def _run(self) -> None:
         while True:
-            busy = [name for name, session in self._sessions.items() if session.busy]
+            sessions = {} if self.failed else self._sessions
+            busy = [name for name, session in sessions.items() if session.busy]
             if not self._obey(wait=not busy):
                 return
             for name in busy:
                 self._round(name)
-            if self.failed:
-                return
 
     def _obey(self, wait: bool) -> bool:
         """Do what was asked since the last round; False at the end."""
@@ -266,12 +268,13 @@ class Service:
     ) -> None:
         session = self._sessions[ticket.name]
         try:
+            self._check_health()
             for place, request in enumerate(requests):
                 row = session.submit(request)
                 ticket.rows[row] = place
                 self._owners[ticket.name, row] = ticket, place
-        except SparrowError as fault:  # the ticket's end cancels those before it
-            self._tell(_settle, accepted, fault_of(fault))
+        except Exception as fault:  # the ticket's end cancels those before it
+            self._tell(_settle, accepted, _told_of(ticket.name, fault))
             return
         self._tell(_settle, accepted, None)
 
@@ -294,11 +297,7 @@ class Service:
 
     def _recover(self, name: str, fault: Exception) -> None:
         """Tell those under way of a fault, and begin with an empty session."""
-        if isinstance(fault, SparrowError):
-            told = ApiFault(500, fault_of(fault).message, code="engine_fault")
-        else:
-            LOG.error("the engine of %s failed", name, exc_info=fault)
-            told = ApiFault(500, "the engine failed; see the server's log", code="engine_fault")
+        told = ApiFault(500, _told_of(name, fault).message, code="engine_fault")
         mine = {ticket for (own, _), (ticket, _) in self._owners.items() if own == name}
         self._owners = {at: one for at, one in self._owners.items() if at[0] != name}
         for ticket in mine:
@@ -311,6 +310,17 @@ class Service:
             self.failed = True
             for ticket in {ticket for ticket, _ in self._owners.values()}:
                 self._tell(ticket.fail, told)
+
+
+def _told_of(name: str, fault: Exception) -> ApiFault:
+    """What a client is told of a fault; what is not ours to explain goes to the log."""
+    match fault:
+        case ApiFault():
+            return fault
+        case SparrowError():
+            return fault_of(fault)
+    LOG.error("the engine of %s failed", name, exc_info=fault)
+    return ApiFault(500, "the engine failed; see the server's log", code="engine_fault")
 
 
 def _settle(future: asyncio.Future[None], fault: ApiFault | None) -> None:

@@ -128,10 +128,11 @@ export class Chart {
     pen.textBaseline = "middle";
     pen.textAlign = "right";
     const heights = this.log ? logTicks(this.low, this.high) : ticks(this.low, this.high);
+    const beside = this.log && this.high > 10 * this.low ? null : heights;
     for (const tick of heights) {
       const y = Math.round(this.y(tick)) + 0.5;
       stroke(pen, [[LEFT, y], [this.width - RIGHT, y]]);
-      pen.fillText(tickText(this.panel.key, tick, this.log ? [tick] : heights), LEFT - 8, y);
+      pen.fillText(tickText(this.panel.key, tick, beside ?? [tick]), LEFT - 8, y);
     }
     pen.strokeStyle = this.colors("--faint");
     stroke(pen, [[LEFT, this.height - BOTTOM + 0.5], [this.width - RIGHT, this.height - BOTTOM + 0.5]]);
@@ -153,7 +154,7 @@ export class Chart {
     if (!train || train.calm === train.mean && !train.low) return;
     pen.globalAlpha = train.low ? 0.16 : 0.22;
     if (train.low) {
-      const outline = (values) => this.points({ ...train, mean: values }).filter(Boolean);
+      const outline = (values) => this.points({ ...train, mean: values });
       const shape = [...outline(train.high), ...outline(train.low).reverse()];
       pen.fillStyle = this.colors(color);
       trace(pen, shape);
@@ -173,7 +174,7 @@ export class Chart {
       pen.lineWidth = 1.6;
       const points = this.points({ ...train, mean: train.calm });
       stroke(pen, points);
-      if (points.length === 1 && points[0]) disc(pen, points[0], 2.5);
+      if (points.length === 1) disc(pen, points[0], 2.5);
     }
     if (held) {
       const points = this.points(held);
@@ -181,7 +182,7 @@ export class Chart {
       stroke(pen, points);
       pen.setLineDash([]);
       if (points.length <= DOTS) {
-        for (const point of points.filter(Boolean)) {
+        for (const point of points) {
           pen.fillStyle = this.colors("--paper");
           disc(pen, point, 4.4);
           pen.fillStyle = this.colors(color);
@@ -192,11 +193,17 @@ export class Chart {
     pen.setLineDash([]);
   }
 
-  // The places on the canvas; null where there is no value. Kept near the frame, which cuts them:
-  // a canvas loses lines that leave it by far.
+  // The places on the canvas. Steps without a value are passed over: a reward is there only where
+  // answers were written. Kept near the frame, which cuts them: a canvas loses lines that leave it
+  // by far.
   points({ places, mean }) {
-    return mean.map((value, index) => value == null ? null
-      : [this.x(places[index] / this.view.unit), Math.min(Math.max(this.y(value), -this.height), 2 * this.height)]);
+    const found = [];
+    mean.forEach((value, index) => {
+      if (value == null) return;
+      const y = Math.min(Math.max(this.y(value), -this.height), 2 * this.height);
+      found.push([this.x(places[index] / this.view.unit), y]);
+    });
+    return found;
   }
 
   // Show what all lines are at `x` of the axis, with their names where `whole`; nothing where it
@@ -226,7 +233,8 @@ export class Chart {
       if (!track?.places.length) continue;
       const end = track.places.at(-1) / this.view.unit;
       if (x > end + this.end / 100) continue; // it has not come so far
-      const at = nearest(track.places, x * this.view.unit);
+      let at = nearest(track.places, x * this.view.unit);
+      while (at > 0 && track.mean[at] == null) at--;
       const value = track.mean[at];
       if (value == null) continue;
       const row = build("p", "", this.told);
@@ -288,11 +296,7 @@ function penOf(canvas, width, height) {
 
 function trace(pen, points) {
   pen.beginPath();
-  let open = false;
-  for (const point of points) {
-    if (point) pen[open ? "lineTo" : "moveTo"](...point);
-    open = Boolean(point);
-  }
+  points.forEach((point, index) => pen[index ? "lineTo" : "moveTo"](...point));
 }
 
 function stroke(pen, points) {

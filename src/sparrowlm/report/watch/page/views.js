@@ -56,7 +56,7 @@ function where(run) {
   const parts = [say("at", whole(run.step)), `${count(run.tokens)} ${say("tokens")}`, duration(run.seconds)];
   if (run.progress != null && run.state !== "finished") {
     parts.push(`${Math.floor(run.progress * 100)} %`);
-    if (run.state === "running" && run.progress > 0.02) {
+    if (run.state === "running" && run.progress > 0.02 && run.progress < 1) {
       parts.push(say("left", duration(run.seconds * (1 / run.progress - 1))));
     }
   }
