@@ -23,6 +23,7 @@ import torch
 from sparrowlm.config import ModelConfig, resolve_model
 from sparrowlm.infer.decoder import Decoder
 from sparrowlm.infer.engine import Engine, Request
+from sparrowlm.infer.product import FEW
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.runtime import Runtime, detect, machine, synchronize
@@ -41,13 +42,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="after one that does not count")
     parser.add_argument("--precision", default="auto", help="of weights, products and cache")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--weights", default="full", choices=["full", "int8"])
     parser.add_argument("--compile", action="store_true", help="the pass of one token")
     options = parser.parse_args()
     runtime = detect(options.device, options.precision)
     model = Transformer(resolve_model(SHAPE))
     model.init_weights(seed=1337)
     model.to(runtime.device, runtime.weight_dtype)
-    engine = Engine(model, None, runtime, slots=options.batch, compile=options.compile)
+    engine = Engine(
+        model,
+        None,
+        runtime,
+        slots=options.batch,
+        compile=options.compile,
+        weights=options.weights,
+    )
     sampling = Sampling(temperature=0.8, top_k=50, max_tokens=options.tokens)
     prompt = list(range(100, 100 + options.prompt_tokens))
     requests = [Request(prompt, sampling, sample) for sample in range(options.batch)]
@@ -92,7 +101,8 @@ def bytes_per_step(decoder: Decoder, batch: int, length: float) -> float:
         product.size for layer in decoder.layers for product in (layer.qkv, layer.o, *layer.mlp)
     )
     cache = 2 * config.n_layers * config.n_kv_heads * config.head_dim * length * batch
-    return width * (weights + cache)
+    narrow = decoder.head.whole is not None and batch <= FEW
+    return (1 if narrow else width) * weights + width * cache
 
 
 def result(
@@ -110,6 +120,7 @@ def result(
         "prompt_tokens": options.prompt_tokens,
         "tokens": options.tokens,
         "precision": str(engine.decoder.dtype).removeprefix("torch."),
+        "weights": options.weights,
         "compile": options.compile,
         "bytes_per_step": round(moved),
         "bandwidth_gb_per_second": round(bandwidth / 1e9, 2),

@@ -223,7 +223,7 @@ def qwen3(model: Transformer, runtime: Runtime) -> Callable[..., None]:
             head_dim=config.head_dim,
             max_position_embeddings=config.max_seq_len,
             rms_norm_eps=config.norm_eps,
-            rope_theta=config.rope_theta,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
             tie_word_embeddings=True,
             eos_token_id=None,
             pad_token_id=0,

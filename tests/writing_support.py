@@ -57,7 +57,6 @@ class Script:
     def __init__(self, config: ModelConfig, tokens: Sequence[int]) -> None:
         self.config, self.tokens = config, tokens
         self.device, self.dtype = torch.device("cpu"), torch.float32
-        self.captures = False
 
     def __call__(self, tokens: Tensor, cache: KVCache) -> Output:
         cache.advance(tokens.shape[1])

@@ -103,12 +103,12 @@ def test_bf16_products_stay_near_float32(trained: Transformer, source: bytes) ->
 
 @torch.no_grad()
 def test_int8_weights_write_as_their_rounded_values_do(trained: Transformer) -> None:
-    """One row goes through the kernel of 8 bits, several through an ordinary product of the same
+    """One row goes through the kernel of 8 bits, many through an ordinary product of the same
     values: what is left between them is the rounding of bfloat16."""
     decoder = Decoder(trained, torch.bfloat16, weights="int8")
     product = decoder.layers[0].qkv
     assert product.whole is not None  # or this test would compare a thing with itself
-    x = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     few = torch.cat([product(row[None]) for row in x]).float()
     many = product(x).float()
     assert many.abs().max() > 0

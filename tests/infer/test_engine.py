@@ -123,7 +123,6 @@ def test_one_prompt_is_read_once_for_all_its_samples(trained: Transformer) -> No
         """The decoder, with every call on record."""
 
         config, device, dtype = decoder.config, decoder.device, decoder.dtype
-        captures = False
         logits = staticmethod(decoder.logits)
 
         def __call__(self, tokens: torch.Tensor, cache: KVCache) -> Output:

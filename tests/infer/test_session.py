@@ -30,7 +30,6 @@ class Counting:
         self.decoder, self.passes = engine.decoder, []
         self.config, self.device = engine.decoder.config, engine.decoder.device
         self.dtype, self.logits = engine.decoder.dtype, engine.decoder.logits
-        self.captures = False
         engine.decoder = self  # pyright: ignore[reportAttributeAccessIssue]
 
     def __call__(self, tokens: torch.Tensor, cache: KVCache) -> Output:

@@ -61,8 +61,8 @@ class Decoder:
     Args:
         model: left as it is. After its weights have changed a new decoder is needed.
         dtype: of the products and so of the cache; the model's own by default.
-        compile: on CUDA, passes of one token shall be graphs (`Graphs`); elsewhere let
-            `torch.compile` fuse them, for most of a minute at the first token.
+        compile: let `torch.compile` fuse the pass of one token, for most of a minute at the first
+            one. Nothing on CUDA, where an engine records graphs instead (`Graphs`).
         weights: "int8" rounds those of the products, as `Product` says.
 
     It takes tokens through a cache as `Transformer.forward` does, and gives the same hidden
@@ -110,8 +110,7 @@ class Decoder:
         else:
             angles = rotary_angles(every[None], config.head_dim, config.rope_theta, wide)
             self.angles = torch.cat(angles)  # (2, S + 1, 1, H)
-        self.captures = compile and self.device.type == "cuda"
-        fuse = compile and not self.captures
+        fuse = compile and self.device.type != "cuda"
         self._one = torch.compile(self._through, dynamic=True) if fuse else self._through
         self.bend, self.gated = _BENDS[config.mlp], config.mlp in GATED
 

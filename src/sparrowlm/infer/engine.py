@@ -34,7 +34,7 @@ class Engine:
         slots: sequences under way at once.
         slide: where a sequence fills the context, go on with the last half of it. Otherwise it
             ends there.
-        compile: as of `Decoder`.
+        compile: as of `Decoder`; on CUDA record decoding steps as graphs.
         weights: as of `Decoder`.
         exact: as of `Session`, and `stream` has all its slots and the whole context then.
 
@@ -58,6 +58,7 @@ class Engine:
         self.decoder = Decoder(model, runtime.autocast_dtype, compile=compile, weights=weights)
         self.tokenizer, self.slots = tokenizer, slots
         self.slide, self.exact = slide, exact
+        self.graphs = compile and runtime.device.type == "cuda"
         self.context = model.config.max_seq_len
         self.eot_id = None if tokenizer is None else tokenizer.eot_id
         # A table may be larger than the vocabulary; its spare rows mean nothing.
@@ -111,6 +112,7 @@ class Engine:
             slide=self.slide,
             chunk=chunk,
             exact=self.exact,
+            graphs=self.graphs,
         )
 
     def stream(self, requests: Sequence[Request]) -> Iterator[Piece]:

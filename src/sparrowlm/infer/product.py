@@ -9,9 +9,9 @@ from torch import Tensor
 
 Weights = Literal["full", "int8"]
 
-FEW = 2
-"""Rows up to which weights of 8 bits are faster as they are. What they save is reading; from here
-on the kernel, which multiplies row by row, costs more than that."""
+FEW = 8
+"""Rows up to which the kernel of 8 bits is faster: it saves reading, but multiplies more slowly
+(docs/performance.md)."""
 
 
 class Product:

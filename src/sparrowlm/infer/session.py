@@ -62,6 +62,7 @@ class Session:
             of two, so every pass has one shape then: a round computes all `slots` rows, idle ones
             too; prompts are read `GRID` tokens at a time, padded; and only what was read so is
             shared, not what was drawn (docs/performance.md says what that costs).
+        graphs: give out rounds as CUDA graphs, of all slots too.
 
     >>> session = engine.session()
     >>> row = session.submit(Request(engine.prompt("Once"), Sampling(max_tokens=40)))
@@ -82,6 +83,7 @@ class Session:
         slide: bool = True,
         chunk: int | None = CHUNK,
         exact: bool = False,
+        graphs: bool = False,
     ) -> None:
         self._decoder, self._tokenizer = decoder, tokenizer
         self._vocab_size, self._eot_id, self._slide_on = vocab_size, eot_id, slide
@@ -90,7 +92,7 @@ class Session:
         self._cache = KVCache(
             decoder.config, slots, max_len, device=decoder.device, dtype=decoder.dtype
         )
-        self._graphs = Graphs(decoder, self._cache) if decoder.captures else None
+        self._graphs = Graphs(decoder, self._cache) if graphs else None
         self._slots = [_Slot() for _ in range(slots)]
         self._active: list[Completion] = []  # the completion at place i is in slot i
         self._ready = 0  # how many of them have read their prompts
