@@ -19,7 +19,6 @@ from sparrowlm.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-IN_ENGLISH_ALONE = {"benchmarks.md", "performance.md"}
 
 _spec = importlib.util.spec_from_file_location("run_page", DOCS / "run_page.py")
 assert _spec is not None
@@ -29,9 +28,7 @@ _spec.loader.exec_module(pages)
 
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted(DOCS.rglob("*.md"))]
 PAIRS = [(ROOT / "README.md", ROOT / "README.zh-CN.md")] + [
-    (page, DOCS / "zh" / page.name)
-    for page in sorted(DOCS.glob("*.md"))
-    if page.name not in IN_ENGLISH_ALONE
+    (page, DOCS / "zh" / page.name) for page in sorted(DOCS.glob("*.md"))
 ]
 STORY = "It was a cold night, and the sparrow had nowhere to go but up.\n"
 
