@@ -5,8 +5,8 @@
 What stands in a page's fenced blocks means:
 
 - `sh`, or no language: lines that begin with `sparrow` are commands, as are those after `$ ` in a
-  transcript; all else is output. One that ends with `&` goes on in the background, from when it has
-  told an address, until the page ends.
+  transcript; all else is output. `sparrow serve` and `sparrow watch` go on in the background, from
+  when they have told an address, until the page ends.
 - `python`: a program of its own, run in FOLDER.
 - `toml` whose first line is `# NAME.toml`: saved in FOLDER under that name.
 - A comment `<!-- not run: why -->` on the line before a block leaves it out.
@@ -97,6 +97,7 @@ def run_page(
             [sys.executable, *words],
             cwd=folder,
             env=environment,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
@@ -113,8 +114,8 @@ def run_page(
             if block.file_name:
                 (folder / block.file_name).write_text(block.text, encoding="utf-8")
             for command in block.commands:
-                words = ["-m", "sparrowlm", *arguments(command.removesuffix("&"))]
-                if command.endswith("&"):
+                words = ["-m", "sparrowlm", *arguments(command)]
+                if words[2] in ("serve", "watch"):
                     going.append(Background(words, folder, environment))
                     shown.append(f"$ {command}\n{going[-1].told()}")
                 else:
