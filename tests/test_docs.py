@@ -181,7 +181,7 @@ def shortened(command: str) -> list[str]:
     return words
 
 
-# Pages of one group are read one after the other, in one folder: a run that is there is not made again.
+# Pages of one group run one after the other in one folder; a run that is there is not made again.
 RUN = (
     ("quickstart",),
     ("first-model",),
