@@ -39,15 +39,17 @@ def bare(): ...
 if True:
     class Square:
         """A rectangle with equal sides."""
-        async def grow(self):
-            """grow(by) -> Square
-
-            Make it larger, and wait.
-            """
         def grow(self):
-            """A second definition of it."""
-        def table(self):
-            """What comes next is a table:"""
+            """A method, of which there are too many."""
+    async def turn(shape):
+        """turn(shape) -> shape
+
+        Turn it to the left, and wait.
+        """
+    def turn(shape):
+        """A second definition of it."""
+    def table(shape):
+        """What comes next is a table:"""
 '''
 
 
@@ -56,7 +58,7 @@ def test_public_names_answer_with_their_first_paragraph() -> None:
         ("shapes", False, "Shapes of all kinds."),
         ("shapes.area", True, "The area of a rectangle, in `float`."),
         ("shapes.Square", False, "A rectangle with equal sides."),
-        ("shapes.Square.grow", True, "Make it larger, and wait."),
+        ("shapes.turn", True, "Turn it to the left, and wait."),
     ]
     assert list(explained(SOURCE, "_private")) == list(explained("def f(:", "broken")) == []
 
@@ -82,7 +84,7 @@ def test_the_library_explains_itself(tmp_path: Path) -> None:
     asked = [question for question in answers if "`json.dumps`" in question]
     assert len(asked) == PHRASINGS
     assert answers[asked[0]] == "Serialize `obj` to a JSON formatted `str`."
-    assert any("`json.decoder.JSONDecoder.raw_decode`" in question for question in answers)
+    assert any("`json.decoder.JSONDecoder`" in question for question in answers)
     if sys.platform != "win32":
         joins = [answer for question, answer in answers.items() if "`os.path.join`" in question]
         assert joins[0].startswith("Join two or more pathname components")

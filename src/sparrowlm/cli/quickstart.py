@@ -120,7 +120,7 @@ def chat_recipe(base: Path, minutes: float) -> Recipe:
         data=replace(load_recipe(find_recipe("quickstart")).data, path=(str(base / "chats"),)),
         train=replace(recipe.train, length=f"{minutes:g} minutes"),
         optim=replace(recipe.optim, lr=recipe.optim.lr / 3, muon_lr=recipe.optim.muon_lr / 2),
-        samples=replace(recipe.samples, prompts=QUESTIONS[:1], max_tokens=60, temperature=0.3),
+        samples=replace(recipe.samples, prompts=QUESTIONS[:1], max_tokens=80, temperature=0.3),
     )
 
 
@@ -129,7 +129,7 @@ def _ask(console: Console, out: Path) -> None:
     from sparrowlm.cli.chat import open_talk
     from sparrowlm.infer.sampling import Sampling
 
-    sampling = Sampling(temperature=0.0, max_tokens=60, repetition_penalty=1.1)
+    sampling = Sampling(temperature=0.0, max_tokens=80)
     talk = open_talk(out, sampling, mode="chat")
     for question in QUESTIONS:
         console.print(Text(f"\nyou: {question}", "bold"), soft_wrap=True)

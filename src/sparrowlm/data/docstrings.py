@@ -38,7 +38,7 @@ class Explained(NamedTuple):
     name: str
     """`os.path.join`."""
     does: bool
-    """A function or method; otherwise a class or module, which is something."""
+    """A function; otherwise a class or module, which is something."""
     answer: str
 
     def questions(self) -> list[str]:
@@ -108,20 +108,19 @@ def explained(source: str, module: str) -> Iterator[Explained]:
             yield Explained(name, isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef), answer)
 
 
-def _public(node: Documented, name: str) -> Iterator[tuple[str, Documented]]:
-    """A module or class and what it defines, by their full names; what begins with _ is nobody's
-    business, and neither is what a function keeps inside of itself."""
-    yield name, node
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        return
-    waiting: list[ast.AST] = list(node.body)
+def _public(module: ast.Module, name: str) -> Iterator[tuple[str, Documented]]:
+    """A module and the functions and classes that it defines, by their full names. What begins
+    with _ is nobody's business; and methods are too many for a small model to keep apart from what
+    people ask for."""
+    yield name, module
+    waiting: list[ast.AST] = list(module.body)
     while waiting:
-        inner = waiting.pop(0)
-        if isinstance(inner, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if not inner.name.startswith("_"):
-                yield from _public(inner, f"{name}.{inner.name}")
-        elif isinstance(inner, ast.If | ast.Try):
-            waiting = [*ast.iter_child_nodes(inner), *waiting]
+        node = waiting.pop(0)
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if not node.name.startswith("_"):
+                yield f"{name}.{node.name}", node
+        elif isinstance(node, ast.If | ast.Try):
+            waiting = [*ast.iter_child_nodes(node), *waiting]
 
 
 def first_paragraph(docstring: str) -> str:

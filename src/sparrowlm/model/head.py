@@ -7,6 +7,7 @@ them than `chunk_rows`. N rows, D the model's width, V the vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -88,8 +89,12 @@ def summed_nll(
         bias = None if bias is None else bias.detach()
     # Of a conversation half or less counts, and the rest needs none of the products. Finding it
     # would make a GPU wait and a compiler stop.
-    if hidden.device.type == "cpu" and not torch.compiler.is_compiling() and not mask.all():
-        hidden, targets, mask = hidden[mask], targets[mask], mask[mask]
+    if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+        # In steps of 256: memory of another size at every call would be scattered over the heap.
+        kept = max(1, math.ceil(int(mask.sum()) / 256)) * 256
+        if kept < len(mask):
+            first = mask.int().argsort(descending=True, stable=True)[:kept]
+            hidden, targets, mask = hidden[first], targets[first], mask[first]
     return _SummedNll.apply(hidden, weight, targets.where(mask, 0), mask, bias)
 
 
@@ -108,7 +113,7 @@ class _SummedNll(torch.autograd.Function):
         wants_hidden, wants_weight, *_, wants_bias = ctx.needs_input_grad
         narrow, wide = product_dtype(hidden), torch.promote_types(hidden.dtype, torch.float32)
         rows, table = hidden.to(narrow), weight.to(narrow)
-        size = max(1, min(chunk_rows(len(table)), len(rows)))
+        size = min(chunk_rows(len(table)), len(rows))
         # Taken once: on a CPU, fresh memory of this size costs as much as writing it.
         logits = rows.new_empty(size, len(table))
         odds = logits.new_empty(logits.shape, dtype=wide)
