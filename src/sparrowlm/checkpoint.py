@@ -223,6 +223,12 @@ class RunFolder:
         """Of a LoRA run's base: `from`, and the `fingerprint` of its weights."""
         return files.read_json(self.base / "base.json")
 
+    def imported_from(self) -> str:
+        """The project that a run was imported from; empty where it was trained here."""
+        path = self.path / "machine.json"
+        facts = files.read_json(path).get("data") if path.is_file() else None
+        return str(facts.get("imported from") or "") if isinstance(facts, dict) else ""
+
     def append(self, log: str, row: dict[str, Any]) -> None:
         """Add a row to a log. It is in the file at once, and on the disk at the next checkpoint."""
         path = self.path / log

@@ -376,10 +376,8 @@ def converses(run: RunFolder, tokenizer: Tokenizer, adapter: Path | None = None)
     except TokenizerError:
         return False  # it cannot even write a turn
     taught = learns_to_answer(run.recipe())
-    facts = run.path / "machine.json"
-    if not taught and facts.is_file():
-        imported = "imported from" in files.read_json(facts).get("data", {})
-        taught = imported and bool(tokenizer.chat_template)
+    if not taught and run.imported_from():
+        taught = bool(tokenizer.chat_template)
     if not taught and adapter is not None and not is_peft(adapter):
         return converses(find_run(adapter)[0], tokenizer)
     return taught

@@ -19,7 +19,7 @@ from sparrowlm.model.count import count_parameters
 from sparrowlm.report.read import Row, Run, number, read_run
 from sparrowlm.report.verdict import YARDSTICKS, in_short
 from sparrowlm.report.words import printable
-from sparrowlm.share.export.source import Origin, Source, imported_from
+from sparrowlm.share.export.source import Origin, Source
 
 UNKNOWN = "unknown"
 CURVE_ROWS = 8  # measurements shown
@@ -75,7 +75,7 @@ def _head(facts: Facts) -> str:
 def _first_words(source: Source, run: Run, facts: Facts) -> str:
     size = show_count(count_parameters(source.config).total)
     does = "answers questions" if source.answers else "continues text"
-    project = next(filter(None, (imported_from(origin.run) for origin in source.origins)), "")
+    project = next(filter(None, (origin.run.imported_from() for origin in source.origins)), "")
     made = f"imported into Sparrow from {project}" if project else "trained with Sparrow"
     words = (
         f"A language model of {size} parameters that {does}, {made}. Its shape is {facts.title}'s."
@@ -131,7 +131,7 @@ def _model(source: Source, facts: Facts) -> str:
 def _training(source: Source, run: Run) -> str:
     """How the weights came about, back to the first run that is still there."""
     origin = source.origins[0]
-    if imported_from(origin.run):
+    if origin.run.imported_from():
         return "## Training\n\nThe run was imported: how it was trained is not in it."
     recipe = origin.recipe
     rows = [("stage", recipe.stage)]
@@ -184,7 +184,7 @@ def _ancestors(origins: tuple[Origin, ...]) -> Iterable[str]:
         except RunError:
             yield f"{path.name}, which is not on this disk any more"
             continue
-        project = imported_from(run)
+        project = run.imported_from()
         yield f"{run.path.resolve().name} (stage {recipe.stage}): " + (
             f"imported from {project}." if project else in_short(told)
         )
@@ -192,7 +192,7 @@ def _ancestors(origins: tuple[Origin, ...]) -> Iterable[str]:
 
 
 def _data(source: Source, run: Run) -> str:
-    if imported_from(source.origins[0].run):
+    if source.origins[0].run.imported_from():
         return ""
     rows: list[tuple[object, ...]] = []
     for name, data in _datasets(run.data):

@@ -8,14 +8,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sparrowlm import files
 from sparrowlm.checkpoint import RunFolder, find_run
-from sparrowlm.config import ModelConfig, Recipe, SamplesConfig
+from sparrowlm.config import ModelConfig, Recipe, SamplesConfig, learns_to_answer
 from sparrowlm.errors import RunError, TokenizerError
 from sparrowlm.share.adapters import with_adapter
 from sparrowlm.text.chat import CHAT_TEMPLATE, ChatFormat
 from sparrowlm.text.tokenizer import Tokenizer, load_tokenizer
-from sparrowlm.train.opening import trains_on_sequences
 
 
 class Origin(NamedTuple):
@@ -83,9 +81,9 @@ class Source:
         """
         if self.chat is None:
             return False
-        if any(_teaches_turns(origin.recipe) for origin in self.origins):
+        if any(learns_to_answer(origin.recipe) for origin in self.origins):
             return True
-        imported = any(imported_from(origin.run) for origin in self.origins)
+        imported = any(origin.run.imported_from() for origin in self.origins)
         return imported and self.tokenizer.chat_template not in (None, "", CHAT_TEMPLATE)
 
     @property
@@ -130,14 +128,3 @@ def read_source(path: Path, adapter: Path | None = None) -> Source:
             origins = (Origin(own, at, own.recipe()), *origins)
     name = origins[0].run.path.resolve().name
     return Source(name, weights, load_tokenizer(run.path / "tokenizer"), origins)
-
-
-def imported_from(run: RunFolder) -> str:
-    """The project that a run was imported from; empty where it was trained here."""
-    path = run.path / "machine.json"
-    facts = files.read_json(path).get("data") if path.is_file() else None
-    return str(facts.get("imported from") or "") if isinstance(facts, dict) else ""
-
-
-def _teaches_turns(recipe: Recipe) -> bool:
-    return trains_on_sequences(recipe) or (recipe.stage in ("grpo", "ppo") and recipe.rollout.chat)
