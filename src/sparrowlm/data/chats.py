@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from sparrowlm import files
 from sparrowlm.config.schema import DataConfig, TokenizerConfig
 from sparrowlm.data.build import Progress, id_dtype
 from sparrowlm.data.cache import content_hash, tokenizer_key
-from sparrowlm.data.lock import locked
+from sparrowlm.data.lock import made_once
 from sparrowlm.data.sequences import FACTS, SequenceDataset, Sequences
 from sparrowlm.data.shards import DTYPES, sizes_match
 from sparrowlm.data.sources import Source, as_sources
@@ -68,22 +67,17 @@ def prepare_sequences(
 
     check_share(config)
     sources = as_sources(config.path if sources is None else sources, config.mirror)
-    folder = cache / _key(sources, config, tokenizer_config, kind, seq_len)
-    if _is_whole(folder):
-        return folder
-    with locked(folder, wait=True):
-        if _is_whole(folder):  # another process was faster
-            return folder
-        if folder.exists():
-            shutil.rmtree(folder)
-        files.sweep(cache, folder.name)
-        with files.publish(folder) as work:
-            tokenizer = make_tokenizer(
-                tokenizer_config, lambda: _learning_texts(Survey(sources, kind, True), config)
-            )
-            survey = Survey(sources, kind, config.skip_bad)
-            write(survey, tokenizer, work, config.val_fraction, seq_len, progress)
-    return folder
+
+    def make(work: Path) -> None:
+        tokenizer = make_tokenizer(
+            tokenizer_config, lambda: _learning_texts(Survey(sources, kind, True), config)
+        )
+        survey = Survey(sources, kind, config.skip_bad)
+        write(survey, tokenizer, work, config.val_fraction, seq_len, progress)
+
+    return made_once(
+        cache / _key(sources, config, tokenizer_config, kind, seq_len), _is_whole, make
+    )
 
 
 def _is_whole(folder: Path) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from sparrowlm import files
 from sparrowlm.errors import RunError
 from sparrowlm.files import disk_faults
 
@@ -48,6 +50,30 @@ def locked(result: Path, *, wait: bool) -> Iterator[None]:
         with suppress(OSError):
             path.unlink()
         os.close(handle)
+
+
+def made_once(folder: Path, is_whole: Callable[[Path], bool], make: Callable[[Path], None]) -> Path:
+    """A folder of a cache, made where it is not whole, by one process while others wait.
+
+    Args:
+        folder: what is wanted; its parent is the cache.
+        is_whole: whether it can be used as it is.
+        make: fills an empty folder, which then takes that name.
+
+    Returns:
+        `folder`.
+    """
+    if is_whole(folder):
+        return folder
+    with locked(folder, wait=True):
+        if is_whole(folder):  # another process was faster
+            return folder
+        if folder.exists():
+            shutil.rmtree(folder)
+        files.sweep(folder.parent, folder.name)
+        with files.publish(folder) as work:
+            make(work)
+    return folder
 
 
 def _acquire(path: Path) -> int | None:

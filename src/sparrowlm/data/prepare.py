@@ -9,7 +9,6 @@ input changes what comes out or how much memory it takes. Free of torch.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from sparrowlm.config.schema import DataConfig, TokenizerConfig
 from sparrowlm.data.build import Progress, build
 from sparrowlm.data.cache import cache_key, clean, is_whole, learning_texts
 from sparrowlm.data.clean import check_cleaning
-from sparrowlm.data.lock import locked
+from sparrowlm.data.lock import locked, made_once
 from sparrowlm.data.sources import Source, as_sources
 from sparrowlm.data.split import check_share
 
@@ -126,24 +125,17 @@ def prepare_cached(
     passed_over: Counter[str] = Counter()
     inputs = sources if sources is not None else config.path
     found = as_sources(inputs, config.mirror, passed_over)
-    folder = cache / cache_key(found, config, tokenizer_config)
-    if is_whole(folder):
-        return folder
-    with locked(folder, wait=True):
-        if is_whole(folder):  # another process was faster
-            return folder
-        if folder.exists():
-            shutil.rmtree(folder)
-        files.sweep(cache, folder.name)
-        with files.publish(folder) as work:
-            cleaning = clean(found, config, work, progress)
-            kind = tokenizer_config.kind
-            tokenizer = make_tokenizer(
-                tokenizer_config,
-                lambda: learning_texts(found, config, kind, work, progress, cleaning),
-            )
-            build(found, tokenizer, work, config, progress, told_of(passed_over), cleaning)
-    return folder
+
+    def make(work: Path) -> None:
+        cleaning = clean(found, config, work, progress)
+        kind = tokenizer_config.kind
+        tokenizer = make_tokenizer(
+            tokenizer_config,
+            lambda: learning_texts(found, config, kind, work, progress, cleaning),
+        )
+        build(found, tokenizer, work, config, progress, told_of(passed_over), cleaning)
+
+    return made_once(cache / cache_key(found, config, tokenizer_config), is_whole, make)
 
 
 def told_of(passed_over: Counter[str]) -> list[str]:
