@@ -8,7 +8,7 @@ A model of a million parameters first reads examples for a short while, most of 
 same mistake; then a policy gradient, which sees no answer but only whether one was right, raises
 its pass rate on prompts that are held out. Tasks: `addition` of two-digit numbers, where most
 examples forget to carry; `copying` and `sorting` of letters, where most end with the last two
-swapped; and `tool`, sums of three digits, where most guess and the others call a calculator.
+swapped; and `tool`, products of three digits, where most guess and the others call a calculator.
 
 Prints one line of JSON, the pass rates of answers written greedily before, between and after, and
 keeps it in STAGE.json of the folder, beside a picture; `--draw` puts several of these into one.
@@ -61,7 +61,7 @@ TASKS = {
     "copying": Setting(reading=250, habit=0.7, updates=100),
     "sorting": Setting(reading=250, habit=0.7, updates=100),
     "tool": Setting(
-        reading=250, habit=0.6, updates=40, prompts=16, max_tokens=120, seq_len=256
+        reading=800, habit=0.6, updates=40, prompts=16, max_tokens=120, seq_len=256
     ),
 }  # fmt: skip
 
@@ -78,10 +78,12 @@ class Silent:
 
 def problem(task: str, random: random.Random) -> tuple[str, str]:
     """A prompt and its right answer."""
-    if task in ("addition", "tool"):
-        least, most = (10, 99) if task == "addition" else (100, 999)
-        left, right = random.randint(least, most), random.randint(least, most)
+    if task == "addition":
+        left, right = random.randint(10, 99), random.randint(10, 99)
         return f"{left}+{right}=", str(left + right)
+    if task == "tool":
+        left, right = random.randint(100, 999), random.randint(100, 999)
+        return f"{left}*{right}=", str(left * right)
     letters = "".join(random.choice("abcdefgh") for _ in range(6))
     return f"{letters}>", letters if task == "copying" else "".join(sorted(letters))
 

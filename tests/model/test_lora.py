@@ -33,6 +33,7 @@ from sparrowlm.model.lora import (
 )
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.objectives.next_token import NextToken
+from sparrowlm.optim import AdamW
 from sparrowlm.optim.groups import build_optimizers, split_parameters
 from support import EXPERTS, TINY
 
@@ -127,9 +128,9 @@ def test_changes_are_in_one_group_and_stepped_by_adamw_under_muon_too():
     groups = split_parameters(model)
     assert set(groups["adapters"]) == {n for n, p in model.named_parameters() if p.requires_grad}
     assert [name for name, held in groups.items() if held] == ["adapters"]
-    (only,) = build_optimizers(model, OptimConfig(name="muon", weight_decay=0.2)).optimizers
-    assert isinstance(only, torch.optim.AdamW)
-    assert [group["weight_decay"] for group in only.param_groups] == [0.2]
+    (only,) = build_optimizers(model, OptimConfig(name="muon", weight_decay=0.2)).rules
+    assert isinstance(only, AdamW)
+    assert [group.weight_decay for group in only.groups] == [0.2]
 
 
 def test_all_seven_products_of_every_block_may_be_named():

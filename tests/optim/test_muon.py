@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparrowlm.optim import Muon
+from sparrowlm.optim import Group, Muon
 from sparrowlm.optim.muon import orthogonalize
 
 
@@ -35,7 +35,7 @@ def test_update_equals_torch_muon():
     torch.manual_seed(0)
     ours = nn.Linear(64, 96, bias=False)
     theirs = copy.deepcopy(ours)
-    mine = Muon(ours.parameters(), lr=0.02, momentum=0.95, weight_decay=0.1, dtype=torch.bfloat16)
+    mine = Muon([Group([ours.weight], 0.02, weight_decay=0.1)], dtype=torch.bfloat16)
     other = torch.optim.Muon(theirs.parameters(), lr=0.02, momentum=0.95, weight_decay=0.1)
     for _ in range(5):
         gradient = torch.randn(96, 64)
@@ -51,14 +51,16 @@ def test_stacked_equals_one_by_one():
     torch.manual_seed(0)
     together = nn.ModuleList([nn.Linear(32, 48, bias=False) for _ in range(4)])
     apart = copy.deepcopy(together)
-    optimizers = [Muon(together.parameters(), weight_decay=0.1)]
-    optimizers += [Muon(layer.parameters(), weight_decay=0.1) for layer in apart]
+    rules = [
+        Muon([Group(list(layers.parameters()), 0.02, weight_decay=0.1)])
+        for layers in (together, *apart)
+    ]
     for _ in range(3):
         for one, other in zip(together.parameters(), apart.parameters(), strict=True):
             one.grad = torch.randn_like(one)
             other.grad = one.grad.clone()
-        for optimizer in optimizers:
-            optimizer.step()
+        for rule in rules:
+            rule.step()
     for one, other in zip(together.parameters(), apart.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
@@ -71,6 +73,6 @@ def test_experts_are_matrices_of_their_own():
     experts.grad = gradient
     for parameter, part in zip(single, gradient, strict=True):
         parameter.grad = part.clone()
-    Muon([experts]).step()
-    Muon(single).step()
+    Muon([Group([experts], 0.02)]).step()
+    Muon([Group(single, 0.02)]).step()
     torch.testing.assert_close(experts, torch.stack(list(single)), rtol=0, atol=1e-6)

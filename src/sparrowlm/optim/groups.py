@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from sparrowlm.config import OptimConfig
 from sparrowlm.errors import RunError
+from sparrowlm.optim.adamw import AdamW
 from sparrowlm.optim.muon import Muon
+from sparrowlm.optim.rule import Group, Rule
 
 Named = dict[str, nn.Parameter]
 ADAPTERS = (".lora_a", ".lora_b")  # as `model.lora` names them
@@ -61,29 +63,29 @@ class Optimizers:
     """AdamW, and Muon where it is asked for, stepped and saved as one.
 
     Args:
-        optimizers: each with groups whose `peak` is the rate that the schedule scales.
+        rules: no two of which have a parameter in common.
         names: parameter to name, for the saved state.
     """
 
-    def __init__(self, optimizers: list[torch.optim.Optimizer], names: dict[Tensor, str]) -> None:
-        self.optimizers = optimizers
+    def __init__(self, rules: list[Rule], names: dict[Tensor, str]) -> None:
+        self.rules = rules
         self.names = names
 
     def set_scale(self, scale: float) -> None:
         """Set every learning rate to its peak times `scale`."""
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * scale
+        for rule in self.rules:
+            for group in rule.groups:
+                group.lr = group.peak * scale
 
     def step(self) -> None:
         """Apply the gradients."""
-        for optimizer in self.optimizers:
-            optimizer.step()
+        for rule in self.rules:
+            rule.step()
 
     def zero_grad(self) -> None:
         """Forget the gradients and free their memory."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        for parameter in self.names:
+            parameter.grad = None
 
     def parameters(self) -> Iterable[Tensor]:
         """All parameters, in a fixed order."""
@@ -93,8 +95,8 @@ class Optimizers:
         """`{"<parameter>/<buffer>": tensor}`, ready for a safetensors file."""
         return {
             f"{self.names[parameter]}/{key}": value
-            for optimizer in self.optimizers
-            for parameter, state in optimizer.state.items()
+            for rule in self.rules
+            for parameter, state in rule.state.items()
             for key, value in state.items()
         }
 
@@ -105,22 +107,19 @@ class Optimizers:
             RunError: a buffer names no parameter of this run, or has another shape.
         """
         owners = {
-            self.names[parameter]: (optimizer, parameter)
-            for optimizer in self.optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
+            self.names[parameter]: (rule, parameter)
+            for rule in self.rules
+            for group in rule.groups
+            for parameter in group.params
         }
         for full, value in tensors.items():
             name, _, key = full.rpartition("/")
             if name not in owners:
                 raise RunError(f"has optimizer state for {name}, which this run does not train")
-            optimizer, parameter = owners[name]
+            rule, parameter = owners[name]
             if value.ndim and value.shape != parameter.shape:
                 raise RunError(f"{full} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
-            # AdamW keeps its step counter beside a fused kernel, and on the CPU otherwise.
-            fused = bool(optimizer.defaults.get("fused"))
-            device = parameter.device if value.ndim or fused else torch.device("cpu")
-            optimizer.state[parameter][key] = value.to(device)
+            rule.state[parameter][key] = value.to(parameter.device)
 
 
 def build_optimizers(
@@ -133,36 +132,26 @@ def build_optimizers(
         config: the `[optim]` table.
         muon_dtype: of the Newton-Schulz products.
     """
-    groups = split_parameters(module)
+    named = split_parameters(module)
     decay = config.weight_decay
-    optimizers: list[torch.optim.Optimizer] = []
-    adam = [(groups["vectors"], 0.0), (groups["adapters"], decay)]
+    decays = {"vectors": 0.0, "adapters": decay, "tables": decay, "matrices": decay}
+    muon: list[Group] = []
     if config.name == "muon":
         # Tables step once for each token seen: decay would shrink the rows of rare ones.
-        adam.append((groups["tables"], 0.0))
-    else:
-        adam += [(groups["tables"], decay), (groups["matrices"], decay)]
-    optimizers.append(_adamw(adam, config))
-    if config.name == "muon" and groups["matrices"]:
-        muon = Muon(
-            [{"params": list(groups["matrices"].values()), "peak": config.muon_lr}],
-            lr=config.muon_lr,
-            momentum=config.momentum,
-            weight_decay=decay,
-            dtype=muon_dtype,
-        )
-        optimizers.append(muon)
-    names: dict[Tensor, str] = {p: name for group in groups.values() for name, p in group.items()}
-    return Optimizers(optimizers, names)
+        decays["tables"] = 0.0
+        muon = _groups(named, config.muon_lr, {"matrices": decays.pop("matrices")})
+    adam = _groups(named, config.lr, decays)
+    rules: list[Rule] = [AdamW(adam, (config.beta1, config.beta2), config.eps)]
+    if muon:
+        rules.append(Muon(muon, config.momentum, muon_dtype))
+    names: dict[Tensor, str] = {p: name for group in named.values() for name, p in group.items()}
+    return Optimizers(rules, names)
 
 
-def _adamw(groups: list[tuple[Named, float]], config: OptimConfig) -> torch.optim.AdamW:
-    """Fused where the kernel exists: 13 ms against 97 ms for 27 M parameters on two cores."""
-    tables = [
-        {"params": list(named.values()), "weight_decay": decay, "peak": config.lr}
-        for named, decay in groups
-        if named
+def _groups(named: dict[str, Named], rate: float, decays: dict[str, float]) -> list[Group]:
+    """A group of each kind of parameter that there is."""
+    return [
+        Group(list(named[kind].values()), rate, decay)
+        for kind, decay in decays.items()
+        if named[kind]
     ]
-    return torch.optim.AdamW(
-        tables, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-    )

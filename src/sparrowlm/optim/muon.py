@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from sparrowlm.optim.rule import Group, Rule
 
 # Five steps of a quintic that pushes singular values in (0, 1] towards 1: fast rather than exact,
 # they end between about 0.7 and 1.2 (same source).
@@ -45,53 +46,49 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     return x.mT if tall else x
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Rule):
     """Nesterov momentum, orthogonalized, for the matrices of the blocks.
 
     Args:
-        params: parameters (rows, columns), or (experts, rows, columns).
-        lr: about 0.02; the update is scaled by sqrt(max(1, rows / columns)), so that one rate
-            serves all shapes.
+        groups: parameters (rows, columns), or (experts, rows, columns). A rate of about 0.02: the
+            update is scaled by sqrt(max(1, rows / columns)), so that one rate serves all shapes.
         momentum: of the running gradient.
-        weight_decay: decoupled, as AdamW's.
         dtype: of the iteration's products.
     """
 
     def __init__(
         self,
-        params: Iterable[Any],
-        lr: float = 0.02,
+        groups: Iterable[Group],
         momentum: float = 0.95,
-        weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.dtype = dtype
+        super().__init__(groups)
+        self.momentum, self.dtype = momentum, dtype
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self) -> None:
         """One update of every parameter that has a gradient."""
-        for group in self.param_groups:
+        for group in self.groups:
             shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
-            for param in group["params"]:
+            for param in group.params:
                 if param.grad is not None:
                     shapes[param.shape].append(param)
             for params in shapes.values():
                 self._step_equal(params, group)
 
-    def _step_equal(self, params: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_equal(self, params: list[Tensor], group: Group) -> None:
         """Step parameters of one shape together."""
         for param in params:
             if not self.state[param]:
                 self.state[param]["momentum"] = torch.zeros_like(param)
         grads = [param.grad for param in params if param.grad is not None]
         buffers = [self.state[param]["momentum"] for param in params]
-        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-        updates = torch._foreach_lerp(grads, buffers, group["momentum"])
+        torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
+        updates = torch._foreach_lerp(grads, buffers, self.momentum)
         stacked = torch.stack(updates)  # (E, [experts,] rows, columns)
         rows, columns = stacked.shape[-2:]
         flat = orthogonalize(stacked.view(-1, rows, columns), self.dtype)
         flat = flat.to(params[0].dtype).view_as(stacked)
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_mul_(params, 1 - group.lr * group.weight_decay)
         scale = max(1.0, rows / columns) ** 0.5
-        torch._foreach_add_(params, list(flat.unbind()), alpha=-group["lr"] * scale)
+        torch._foreach_add_(params, list(flat.unbind()), alpha=-group.lr * scale)
