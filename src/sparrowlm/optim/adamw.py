@@ -35,7 +35,7 @@ class AdamW(Rule):
     def step(self) -> None:
         """One update of every parameter that has a gradient."""
         for group in self.groups:
-            params = [param for param in group.params if param.grad is not None]
+            params: list[Tensor] = [param for param in group.params if param.grad is not None]
             if not params:
                 continue
             states = [self._state(param) for param in params]
