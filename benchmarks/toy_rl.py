@@ -59,9 +59,9 @@ class Setting(NamedTuple):
 TASKS = {
     "addition": Setting(reading=400, habit=0.7, updates=200),
     "copying": Setting(reading=250, habit=0.7, updates=100),
-    "sorting": Setting(reading=250, habit=0.7, updates=100),
+    "sorting": Setting(reading=400, habit=0.7, updates=200, lr=3e-4),
     "tool": Setting(
-        reading=800, habit=0.6, updates=40, prompts=16, max_tokens=120, seq_len=256
+        reading=800, habit=0.6, updates=40, lr=2e-4, prompts=16, max_tokens=120, seq_len=256
     ),
 }  # fmt: skip
 

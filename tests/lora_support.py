@@ -18,22 +18,9 @@ from sparrowlm.config import (
     TokenizerConfig,
 )
 from sparrowlm.pipeline import train
-from support import TINY, tiny_recipe
+from support import TINY, Silent, tiny_recipe
 
 LORA = LoraConfig(rank=2, alpha=8.0)
-
-
-class Silent:
-    """A display that shows nothing."""
-
-    def __init__(self) -> None:
-        self.events: list[str] = []
-
-    def event(self, message: str) -> None:
-        self.events.append(message)
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: None
 
 
 def text_recipe(folder: Path, steps: int = 6, **model: object) -> Recipe:

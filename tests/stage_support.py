@@ -13,24 +13,11 @@ import numpy as np
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.config import Recipe, TokenizerConfig, load_recipe
 from sparrowlm.pipeline import train
-from support import TINY, tiny_recipe
+from support import TINY, Silent, tiny_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SEQ_LEN = 96
 WITH_TOOLS = 768  # tokens of a row: a system turn that describes them is long in 320 entries
-
-
-class Silent:
-    """A display that keeps events."""
-
-    def __init__(self) -> None:
-        self.events: list[str] = []
-
-    def event(self, message: str) -> None:
-        self.events.append(message)
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: None
 
 
 def write_files(folder: Path) -> dict[str, Path]:

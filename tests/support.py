@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +73,19 @@ def tiny_recipe(steps: int = 20, micro_batch_size: int = 8, optimizer: str = "ad
 def with_model(recipe: Recipe, **changes: object) -> Recipe:
     """The recipe with another shape."""
     return replace(recipe, model=replace(recipe.model, **changes))
+
+
+class Silent:
+    """A display that shows nothing and keeps what it was told of."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def event(self, message: str) -> None:
+        self.events.append(message)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
 
 
 def cpu(precision: str = "float32") -> Runtime:

@@ -21,7 +21,7 @@ from sparrowlm.config.line import load_stages
 from sparrowlm.errors import ConfigError, RunError
 from sparrowlm.line import is_finished, run_stages
 from sparrowlm.pipeline import train
-from support import byte_dataset, command, quick, run_command, same_results, tiny_recipe
+from support import Silent, byte_dataset, command, quick, run_command, same_results, tiny_recipe
 
 STAGES = """
 [[stage]]
@@ -36,13 +36,6 @@ length = "6 steps"
 [stage.optim]
 lr = 0.02
 """
-
-
-class Silent:
-    """A display that shows nothing."""
-
-    def __getattr__(self, name: str):
-        return lambda *_, **__: None
 
 
 class Killed(Exception):

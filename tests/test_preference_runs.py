@@ -13,8 +13,8 @@ import torch
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.config import LoraConfig, dump_recipe
 from sparrowlm.pipeline import train
-from stage_support import Silent, run, shrunk, write_files
-from support import measured_again, quick, run_command, same_results
+from stage_support import run, shrunk, write_files
+from support import Silent, measured_again, quick, run_command, same_results
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from sparrowlm.line import run_stages
 from sparrowlm.model.count import active_parameters, count_parameters
 from sparrowlm.pipeline import train
 from sparrowlm.train.opening import planned_vocabulary
-from stage_support import SEQ_LEN, Silent, run, small, write_files
+from stage_support import SEQ_LEN, run, small, write_files
 from stage_support import shrunk as from_a_run
-from support import TINY, quick
+from support import TINY, Silent, quick
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))

@@ -22,8 +22,8 @@ from sparrowlm.pipeline import load_run, train
 from sparrowlm.train.build import build, load_weights, resolve_recipe
 from sparrowlm.train.opening import dataset_of, inherit
 from sparrowlm.train.reference import reference_of
-from stage_support import Silent, run, shrunk, write_files
-from support import cpu, quick, same_results
+from stage_support import run, shrunk, write_files
+from support import Silent, cpu, quick, same_results
 
 LEARNING = {"lr": 1e-2, "warmup_steps": 1}
 CONSONANTS = "def consonants(completion, row):\n    return len(set(completion) & set('bcdfgh'))\n"

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from lora_support import Silent, text_recipe
+from lora_support import text_recipe
 from sparrowlm.cli import main
 from sparrowlm.cli.evaluate import warnings_of
 from sparrowlm.evaluate.figures import Measured
 from sparrowlm.pipeline import train
+from support import Silent
 
 FLAGS = ("--device", "cpu", "--precision", "float32")
 

@@ -22,8 +22,7 @@ from sparrowlm.pipeline import train
 from sparrowlm.text.tokenizer import byte_tokenizer
 from sparrowlm.train.build import Parts, build, resolve_recipe
 from sparrowlm.train.opening import dataset_of
-from stage_support import Silent
-from support import cpu, measured_again, quick, run_command, same_results
+from support import Silent, cpu, measured_again, quick, run_command, same_results
 
 REWARD = "def vowels(completion, row):\n    return sum(one in 'aeiou' for one in completion)\n"
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from lora_support import Silent, lora_recipe, text_recipe
+from lora_support import lora_recipe, text_recipe
 from sparrowlm.checkpoint import find_run
 from sparrowlm.config import MixConfig, Recipe, TokenizerConfig
 from sparrowlm.errors import ConfigError, RunError
 from sparrowlm.evaluate.corpus import Reading
 from sparrowlm.pipeline import load_run, train
 from sparrowlm.train.held_out import held_out
-from support import tiny_recipe, with_model
+from support import Silent, tiny_recipe, with_model
 
 
 @pytest.fixture(autouse=True)

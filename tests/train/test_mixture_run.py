@@ -18,14 +18,7 @@ from sparrowlm.pipeline import train
 from sparrowlm.runtime import detect
 from sparrowlm.train.measure import weighted
 from sparrowlm.train.stages import Scene, token_stream
-from support import quick, same_results, tiny_recipe, with_model, write_recipe
-
-
-class Silent:
-    """Shows nothing."""
-
-    def __getattr__(self, name: str):
-        return lambda *told, **facts: None
+from support import Silent, quick, same_results, tiny_recipe, with_model, write_recipe
 
 
 @pytest.fixture

@@ -12,14 +12,7 @@ import torch
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.config import Recipe, TokenizerConfig, dump_recipe
 from sparrowlm.pipeline import train
-from support import quick, run_command, same_results, tiny_recipe, with_model
-
-
-class Silent:
-    """Shows nothing."""
-
-    def __getattr__(self, name: str):
-        return lambda *told, **facts: None
+from support import Silent, quick, run_command, same_results, tiny_recipe, with_model
 
 
 @pytest.fixture
