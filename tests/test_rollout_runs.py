@@ -214,3 +214,13 @@ def test_a_policy_leaves_its_runs_dropout_out(files, tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"dropout must be 0"):
         run(replace(recipe, model=model), tmp_path / "refused")
     assert load_run(tmp_path / "run", "cpu").model.config.dropout == 0
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_samples_are_asked_for_as_rollouts_are(files, tmp_path, chat) -> None:
+    """With chats the prompt is a user's turn, which a sample shows on a line before the answer."""
+    samples = {"every": "1 steps", "prompts": ["abc"], "temperature": 0.0, "max_tokens": 4}
+    recipe = rewarded(files, train={"length": "1 steps"}, rollout={"chat": chat}, samples=samples)
+    run(recipe, tmp_path / "run")
+    lines = (tmp_path / "run" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(lines[-1])["text"].startswith("\n") == chat

@@ -40,7 +40,6 @@ from sparrowlm.train.opening import (
     inherit,
     open_folder,
     planned_vocabulary,
-    trains_on_sequences,
 )
 from sparrowlm.train.plan import Plan, plan_of
 from sparrowlm.train.reference import reference_of, referenced, same_vocabulary
@@ -288,12 +287,12 @@ def _first_weights(recipe: Recipe, dataset: AnyDataset) -> dict[str, Any]:
 def _writer(
     model: Transformer, tokenizer: Tokenizer | None, recipe: Recipe, runtime: Runtime
 ) -> Callable[[str, int], str] | None:
-    """What writes samples while a model trains; where it learns from conversations, the prompts
-    are a user's turns."""
+    """What writes samples while a model trains; where it learns to answer, the prompts are a
+    user's turns."""
     if tokenizer is None:
         return None
     settings = recipe.samples
-    chat = ChatFormat(tokenizer) if trains_on_sequences(recipe) else None
+    chat = ChatFormat(tokenizer) if learns_to_answer(recipe) else None
 
     def write(prompt: str, seed: int) -> str:
         sampling = Sampling(

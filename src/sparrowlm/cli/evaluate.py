@@ -168,23 +168,22 @@ def _written(asked: Asked, subject: Any, recipe: Any, progress: Any) -> list[Mea
     """What the run writes from the prompts of its samples."""
     if not asked.samples:
         return []
+    from sparrowlm.config import learns_to_answer
     from sparrowlm.evaluate.writing import measure_writing
     from sparrowlm.infer.sampling import Sampling
-    from sparrowlm.train.opening import trains_on_sequences
 
     sampling = Sampling(
         temperature=recipe.samples.temperature,
         top_k=recipe.samples.top_k,
         max_tokens=asked.sample_tokens,
     )
-    chat = trains_on_sequences(recipe) or recipe.stage in ("grpo", "ppo")
     return [
         measure_writing(
             subject,
             recipe.samples.prompts or ("",),
             asked.samples,
             sampling,
-            chat=chat,
+            chat=learns_to_answer(recipe),
             progress=partial(progress, "writing"),
         )
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sparrowlm.checkpoint import RunFolder, find_run
-from sparrowlm.config import ModelConfig, Recipe, TokenizerConfig
+from sparrowlm.config import ModelConfig, Recipe, TokenizerConfig, learns_to_answer
 from sparrowlm.data.chats import is_sequences, open_sequences, prepare_sequences
 from sparrowlm.data.mixture import Mixture, join, named_mix, prepare_mix
 from sparrowlm.data.prepare import prepare_cached
@@ -35,7 +35,7 @@ def dataset_of(
     0."""
     if recipe.stage in ("grpo", "ppo"):
         return prompts_of(recipe)
-    if trains_on_sequences(recipe):
+    if learns_to_answer(recipe):
         return _sequences(recipe, runtime, progress, folder)
     if folder is None and recipe.data.mix:
         return _mixture(recipe, runtime, progress)
@@ -46,13 +46,6 @@ def dataset_of(
     if folder is None:
         folder = _main_first(runtime, progress, lambda told: prepare_text(recipe, told))
     return open_folder(folder, recipe)
-
-
-def trains_on_sequences(recipe: Recipe) -> bool:
-    """Whether the stage reads conversations, pairs or labelled completions instead of text."""
-    return recipe.stage in ("sft", "dpo", "reward") or (
-        recipe.stage == "distill" and recipe.data.kind == "chats"
-    )
 
 
 def _sequences(
