@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -31,6 +35,9 @@ from sparrowlm.evaluate.corpus import Reading
 from sparrowlm.pipeline import load_run
 from sparrowlm.runtime import Runtime
 from sparrowlm.train.held_out import held_out
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext  # which Windows does not have
 
 TINY = ModelConfig(
     vocab_size=256, d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=64, max_seq_len=16
@@ -133,13 +140,51 @@ def run_command(*arguments: object, ranks: int = 1, **environment: str) -> Compl
     )
 
 
-def run_quietly(*arguments: str) -> None:
-    """`sparrow …` in this process, which is a fresh child: nothing is shown, one thread, and the
-    exit code is the command's."""
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        sys.stdout = sys.stderr = nowhere
+@cache
+def starter() -> ForkServerContext:
+    """Starts processes as copies of one that has loaded PyTorch, which is most of what a short run
+    takes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["torch._dynamo", "matplotlib.figure", "sparrowlm.pipeline", "sparrowlm.cli.show"]
+    )
+    return context
+
+
+def run_copy(arguments: list[str], environment: dict[str, str], output: str = os.devnull) -> None:
+    """`sparrow …` in this process, which is a fresh child: with one thread, this environment, and
+    the command's exit code."""
+    os.environ.clear()
+    os.environ.update(environment)
+    with open(output, "w", encoding="utf-8") as told:
+        sys.stdout = sys.stderr = told
         torch.set_num_threads(1)
-        sys.exit(main(list(arguments)))
+        sys.exit(main(arguments))
+
+
+def run_ranks(*arguments: object, ranks: int) -> CompletedProcess[str]:
+    """As `run_command`, by copies of `starter` in the environment that torchrun gives them.
+    Where processes cannot be copied, torchrun starts them."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return run_command(*arguments, ranks=ranks)
+    line = [str(argument) for argument in arguments]
+    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        free.close()
+        processes = []
+        for rank in range(ranks):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            environment = dict(os.environ) | meeting | (place if ranks > 1 else {})
+            told = os.path.join(folder, str(rank))
+            processes.append(starter().Process(target=run_copy, args=(line, environment, told)))
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(300)
+        output = "".join(path.read_text("utf-8") for path in sorted(Path(folder).iterdir()))
+    code = next((process.exitcode for process in processes if process.exitcode), 0)
+    return CompletedProcess(line, code, output, "")
 
 
 def measured_again(run: Path) -> dict[str, float | None]:

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import time
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.files import TEMPORARY
-from support import command, run_command, run_quietly, same_results, write_recipe
-
-if TYPE_CHECKING:
-    from multiprocessing.context import ForkServerContext  # which Windows does not have
+from support import command, run_command, run_copy, run_ranks, same_results, starter, write_recipe
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 PATIENCE = 120.0
-
-
-@cache
-def starter() -> ForkServerContext:
-    """Starts processes as copies of one that has loaded PyTorch: to load it fifty times is most
-    of what killing fifty runs would take. What is compared with is started as a user does."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", "sparrowlm.pipeline", "sparrowlm.cli.show"])
-    return context
 
 
 def saving(run: Path) -> bool:
@@ -47,8 +32,8 @@ def kill_once(recipe: Path, run: Path, when: str, dice: random.Random) -> bool:
         Whether it was killed; False where it came to its end first.
     """
     resume = ["--resume"] if (run / "config.toml").exists() else []
-    arguments = ("train", str(recipe), "--out", str(run), *resume)
-    process = starter().Process(target=run_quietly, args=arguments)
+    arguments = ["train", str(recipe), "--out", str(run), *resume]
+    process = starter().Process(target=run_copy, args=(arguments, dict(os.environ)))
     process.start()
     log, deadline = run / "metrics.jsonl", time.monotonic() + PATIENCE
     started = log.stat().st_size if log.exists() else 0
@@ -83,7 +68,7 @@ def kill_and_compare(folder: Path, kills: int, steps: int) -> int:
     assert run_command("train", recipe, "--out", run, "--resume").returncode == 0
     assert not saving(run)
     straight = folder / "straight"
-    assert run_command("train", recipe, "--out", straight).returncode == 0
+    assert run_ranks("train", recipe, "--out", straight, ranks=1).returncode == 0
     same_results(run, straight)
     return inside
 

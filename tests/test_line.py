@@ -21,7 +21,7 @@ from sparrowlm.config.line import load_stages
 from sparrowlm.errors import ConfigError, RunError
 from sparrowlm.line import is_finished, run_stages
 from sparrowlm.pipeline import train
-from support import Silent, byte_dataset, command, quick, run_command, same_results, tiny_recipe
+from support import Silent, byte_dataset, command, quick, run_ranks, same_results, tiny_recipe
 
 STAGES = """
 [[stage]]
@@ -218,7 +218,7 @@ def test_two_ranks_equal_one_through_all_stages(tmp_path: Path) -> None:
     path, double = write_line(tmp_path), ("--train.precision", "float64")
     for ranks in (1, 2):
         out = tmp_path / f"out{ranks}"
-        done = run_command("train", path, "--out", out, *double, ranks=ranks)
+        done = run_ranks("train", path, "--out", out, *double, ranks=ranks)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("stage 2 of 2, more") == 1  # rank 0 alone speaks
     for name, step in (("1-base", 4), ("2-more", 6)):
@@ -227,7 +227,7 @@ def test_two_ranks_equal_one_through_all_stages(tmp_path: Path) -> None:
         first, second = one.load(step).model, two.load(step).model
         for key, tensor in first.items():
             torch.testing.assert_close(second[key], tensor, rtol=0, atol=1e-10)
-    again = run_command("train", path, "--out", tmp_path / "out2", *double, "--resume", ranks=2)
+    again = run_ranks("train", path, "--out", tmp_path / "out2", *double, "--resume", ranks=2)
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("finished before") == 2
 

@@ -14,7 +14,7 @@ from sparrowlm.checkpoint import RunFolder
 from sparrowlm.config import LoraConfig, dump_recipe
 from sparrowlm.pipeline import train
 from stage_support import run, shrunk, write_files
-from support import Silent, measured_again, quick, run_command, same_results
+from support import Silent, measured_again, quick, run_ranks, same_results
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_two_ranks_equal_one(files, tmp_path, loss) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(dump_recipe(recipe), encoding="utf-8")
     for ranks in (1, 2):
-        done = run_command("train", path, "--out", tmp_path / f"run{ranks}", ranks=ranks)
+        done = run_ranks("train", path, "--out", tmp_path / f"run{ranks}", ranks=ranks)
         assert done.returncode == 0, done.stdout + done.stderr
     one, two = (RunFolder(tmp_path / f"run{ranks}").load(6).model for ranks in (1, 2))
     for name, tensor in one.items():

@@ -22,7 +22,7 @@ from sparrowlm.pipeline import train
 from sparrowlm.text.tokenizer import byte_tokenizer
 from sparrowlm.train.build import Parts, build, resolve_recipe
 from sparrowlm.train.opening import dataset_of
-from support import Silent, cpu, measured_again, quick, run_command, same_results
+from support import Silent, cpu, measured_again, quick, run_ranks, same_results
 
 REWARD = "def vowels(completion, row):\n    return sum(one in 'aeiou' for one in completion)\n"
 
@@ -235,7 +235,7 @@ def test_two_ranks_equal_one(folder, stage):
     path = folder / "recipe.toml"
     path.write_text(dump_recipe(recipe), encoding="utf-8")
     for ranks in (1, 2):
-        done = run_command("train", path, "--out", folder / f"run{ranks}", ranks=ranks)
+        done = run_ranks("train", path, "--out", folder / f"run{ranks}", ranks=ranks)
         assert done.returncode == 0, done.stdout + done.stderr
     one, two = (RunFolder(folder / f"run{ranks}").load(4) for ranks in (1, 2))
     for name, tensor in one.model.items():

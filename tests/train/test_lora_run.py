@@ -19,7 +19,7 @@ from sparrowlm.model.count import lora_parameters
 from sparrowlm.pipeline import load_run, plan_recipe
 from sparrowlm.train.build import build, resolve_recipe
 from sparrowlm.train.sitting import snapshot
-from support import byte_dataset, cpu, quick, run_command, same_results, tiny_recipe, write_recipe
+from support import byte_dataset, cpu, quick, run_ranks, same_results, tiny_recipe, write_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -218,7 +218,7 @@ def test_two_ranks_equal_one(tmp_path, monkeypatch):
     text = dump_recipe(lora_recipe(RunFolder(tmp_path / "base").recipe(), tmp_path / "base"))
     recipe.write_text(text, encoding="utf-8")
     run(load_recipe(recipe), tmp_path / "run1")
-    done = run_command("train", recipe, "--out", tmp_path / "run2", ranks=2)
+    done = run_ranks("train", recipe, "--out", tmp_path / "run2", ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = (RunFolder(tmp_path / f"run{ranks}") for ranks in (1, 2))
     first, second = (each.load(each.newest()) for each in (one, two))

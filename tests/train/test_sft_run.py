@@ -12,7 +12,7 @@ import torch
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.config import Recipe, TokenizerConfig, dump_recipe
 from sparrowlm.pipeline import train
-from support import Silent, quick, run_command, same_results, tiny_recipe, with_model
+from support import Silent, quick, run_ranks, same_results, tiny_recipe, with_model
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_two_ranks_equal_one(recipe: Recipe, tmp_path: Path, replay: bool) -> No
     weights = []
     for ranks in (1, 2):
         run = tmp_path / f"run{ranks}"
-        done = run_command("train", path, "--out", run, ranks=ranks)
+        done = run_ranks("train", path, "--out", run, ranks=ranks)
         assert done.returncode == 0, done.stdout + done.stderr
         weights.append(RunFolder(run).load(RunFolder(run).newest()).model)
     for name, tensor in weights[0].items():
