@@ -74,6 +74,7 @@ def run_page(
     *,
     arguments: Callable[[str], list[str]] = lambda command: shlex.split(command)[1:],
     environment: dict[str, str] | None = None,
+    start: Callable[[list[str]], subprocess.CompletedProcess[str]] | None = None,
 ) -> str:
     """Run a page in a folder.
 
@@ -82,6 +83,8 @@ def run_page(
         folder: where its commands are typed.
         arguments: of a command line; tests make them shorter here.
         environment: of the processes.
+        start: runs `sparrow` with these arguments in FOLDER, to its end; by default as a process of
+            its own. What goes on in the background and programs always are.
 
     Returns:
         What was run and what came out, in order.
@@ -92,8 +95,8 @@ def run_page(
     shown: list[str] = []
     going: list[Background] = []
 
-    def run(title: str, words: list[str]) -> None:
-        done = subprocess.run(
+    def process(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [sys.executable, *words],
             cwd=folder,
             env=environment,
@@ -103,6 +106,8 @@ def run_page(
             encoding="utf-8",
             check=False,
         )
+
+    def show(title: str, done: subprocess.CompletedProcess[str]) -> None:
         shown.append(f"$ {title}\n{done.stdout}")
         if done.returncode or "Traceback" in done.stdout:
             raise RuntimeError(f"{page}: {title}\n{done.stdout}")
@@ -114,14 +119,14 @@ def run_page(
             if block.file_name:
                 (folder / block.file_name).write_text(block.text, encoding="utf-8")
             for command in block.commands:
-                words = ["-m", "sparrowlm", *arguments(command)]
-                if words[2] in ("serve", "watch"):
-                    going.append(Background(words, folder, environment))
+                words = arguments(command)
+                if words[0] in ("serve", "watch"):
+                    going.append(Background(["-m", "sparrowlm", *words], folder, environment))
                     shown.append(f"$ {command}\n{going[-1].told()}")
                 else:
-                    run(command, words)
+                    show(command, start(words) if start else process("-m", "sparrowlm", *words))
             if block.language == "python":
-                run("python", ["-X", "utf8", "-c", block.text])
+                show("python", process("-X", "utf8", "-c", block.text))
     finally:
         for process in going:
             process.stop()

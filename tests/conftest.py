@@ -39,6 +39,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return 0 if config.option.markexpr == "gpu" else None
 
 
+LONGEST = ("test_kills", "test_readme", "test_docs", "test_load", "test_tour", "test_ranks")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests first, so that no process is left with one at the end."""
-    items.sort(key=lambda item: "test_kills" not in item.nodeid)
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONGEST))

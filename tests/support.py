@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -151,40 +151,65 @@ def starter() -> ForkServerContext:
     return context
 
 
-def run_copy(arguments: list[str], environment: dict[str, str], output: str = os.devnull) -> None:
-    """`sparrow …` in this process, which is a fresh child: with one thread, this environment, and
-    the command's exit code."""
-    os.environ.clear()
-    os.environ.update(environment)
-    with open(output, "w", encoding="utf-8") as told:
-        sys.stdout = sys.stderr = told
+class Copy(NamedTuple):
+    """What a copy of `starter` does: `sparrow …` with one thread."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+    folder: str = "."
+    output: str = os.devnull
+    """A file for what it prints."""
+    rate: float = 1e11
+    """What it believes of the machine instead of measuring for a third of a second; 0: measure."""
+
+    def __call__(self) -> None:
+        """Ends this process with the command's exit code."""
+        os.environ.clear()
+        os.environ.update(self.environment)
+        os.chdir(self.folder)
         torch.set_num_threads(1)
-        sys.exit(main(arguments))
+        with (
+            open(self.output, "w", encoding="utf-8") as told,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            sys.stdout = sys.stderr = told
+            if self.rate:
+                patch.setattr("sparrowlm.pipeline.matmul_rate", lambda *_: self.rate)
+            sys.exit(main(self.arguments))
 
 
-def run_ranks(*arguments: object, ranks: int) -> CompletedProcess[str]:
-    """As `run_command`, by copies of `starter` in the environment that torchrun gives them.
-    Where processes cannot be copied, torchrun starts them."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return run_command(*arguments, ranks=ranks)
-    line = [str(argument) for argument in arguments]
-    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-        free.close()
-        processes = []
-        for rank in range(ranks):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-            environment = dict(os.environ) | meeting | (place if ranks > 1 else {})
-            told = os.path.join(folder, str(rank))
-            processes.append(starter().Process(target=run_copy, args=(line, environment, told)))
+def run_copies(*copies: Copy) -> CompletedProcess[str]:
+    """Run them side by side to their ends; the first exit code that is not 0, and what all
+    printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, str(number)) for number in range(len(copies))]
+        processes = [
+            starter().Process(target=copy._replace(output=str(file)))
+            for copy, file in zip(copies, files, strict=True)
+        ]
         for process in processes:
             process.start()
         for process in processes:
             process.join(300)
-        output = "".join(path.read_text("utf-8") for path in sorted(Path(folder).iterdir()))
-    code = next((process.exitcode for process in processes if process.exitcode), 0)
-    return CompletedProcess(line, code, output, "")
+        told = "".join(file.read_text("utf-8") for file in files)
+    code = next((process.exitcode for process in processes if process.exitcode != 0), 0)
+    return CompletedProcess(copies[0].arguments, 1 if code is None else code, told, "")
+
+
+def run_ranks(*arguments: object, ranks: int) -> CompletedProcess[str]:
+    """As `run_command`, by copies of `starter` that find each other as torchrun's processes do.
+    Where processes cannot be copied, torchrun starts them."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return run_command(*arguments, ranks=ranks)
+    line = [str(argument) for argument in arguments]
+    if ranks == 1:
+        return run_copies(Copy(line, dict(os.environ)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    return run_copies(*(Copy(line, dict(os.environ) | shared | place) for place in own))
 
 
 def measured_again(run: Path) -> dict[str, float | None]:

@@ -13,7 +13,7 @@ import pytest
 
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.files import TEMPORARY
-from support import command, run_command, run_copy, run_ranks, same_results, starter, write_recipe
+from support import Copy, command, run_command, run_ranks, same_results, starter, write_recipe
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 PATIENCE = 120.0
@@ -33,7 +33,7 @@ def kill_once(recipe: Path, run: Path, when: str, dice: random.Random) -> bool:
     """
     resume = ["--resume"] if (run / "config.toml").exists() else []
     arguments = ["train", str(recipe), "--out", str(run), *resume]
-    process = starter().Process(target=run_copy, args=(arguments, dict(os.environ)))
+    process = starter().Process(target=Copy(arguments, dict(os.environ)))
     process.start()
     log, deadline = run / "metrics.jsonl", time.monotonic() + PATIENCE
     started = log.stat().st_size if log.exists() else 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pages_support import pages
+from pages_support import pages, run_page
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,8 +56,5 @@ def test_readme_commands_run(tmp_path):
         (tmp_path / folder / "b.txt").write_text(STORY[::-1], encoding="utf-8")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     environment = os.environ | {"SPARROW_CACHE": str(tmp_path / "cache")}
-    told = pages.run_page(
-        ROOT / "README.md", tmp_path, arguments=shortened, environment=environment
-    )
-    assert "Traceback" not in told
+    run_page(ROOT / "README.md", tmp_path, arguments=shortened, environment=environment)
     assert (tmp_path / "exports" / "mine" / "config.json").is_file()
