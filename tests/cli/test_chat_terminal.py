@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -62,22 +63,34 @@ class Terminal:
         end = time.monotonic() + seconds
         while (at := self.text.find(wanted, self.seen)) < 0:
             assert time.monotonic() < end, f"no {wanted!r} in {self.text[self.seen :][-2000:]!r}"
-            if not select.select([self.master], [], [], 0.1)[0]:
-                continue
-            try:
-                self.raw += os.read(self.master, 65536)
-            except OSError:  # the program has left
-                assert wanted in self.text[self.seen :]
+            self.read()
         self.seen = at + len(wanted)
+
+    def read(self) -> str:
+        """All that was written so far, and what comes within a tenth of a second."""
+        with suppress(OSError):  # the program has left
+            if select.select([self.master], [], [], 0.1)[0]:
+                self.raw += os.read(self.master, 65536)
+        return self.text
+
+    def press_until(self, done: Callable[[], bool]) -> None:
+        """Ctrl-C at a prompt. CPython hears one that falls between the prompt and readline's
+        waiting only with the next key: press once more where it did not."""
+        for _ in range(10):
+            time.sleep(0.5)
+            self.type("\x03")
+            end = time.monotonic() + 5
+            while time.monotonic() < end:
+                self.read()
+                if done():
+                    return
 
     def read_on(self, characters: int) -> None:
         """Read until the program has written so much more."""
         have = len(self.text)
         end = time.monotonic() + 60
-        while len(self.text) < have + characters:
+        while len(self.read()) < have + characters:
             assert time.monotonic() < end, "it writes no more"
-            if select.select([self.master], [], [], 0.1)[0]:
-                self.raw += os.read(self.master, 65536)
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -145,18 +158,11 @@ def test_a_person_asks_interrupts_retries_and_saves(run: Path, tmp_path: Path) -
         terminal.type(f"/save {tmp_path / 'chat.jsonl'}\n")
         terminal.wait_for("(saved to")
         terminal.wait_for("you: ")
-        # CPython hears a Ctrl-C that falls between the prompt and readline's waiting only with the
-        # next key: let it wait first, and press once more where it did not.
-        time.sleep(0.5)
-        terminal.type("\x03")
+        seen = terminal.seen
+        terminal.press_until(lambda: "(Ctrl-C once more leaves)" in terminal.read()[seen:])
         terminal.wait_for("(Ctrl-C once more leaves)")
         terminal.wait_for("you: ")
-        for _ in range(10):
-            time.sleep(0.5)
-            terminal.type("\x03")
-            with suppress(subprocess.TimeoutExpired):
-                terminal.process.wait(timeout=5)
-                break
+        terminal.press_until(lambda: terminal.process.poll() is not None)
         assert terminal.process.poll() == 0
     finally:
         terminal.close()

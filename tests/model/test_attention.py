@@ -41,6 +41,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that do not divide the row, and groups that do not divide the rows."""
     small = dict.fromkeys(attention.BLOCKED, (5, range(13, 14)))
     monkeypatch.setattr(attention, "BLOCKED", small)
+    monkeypatch.setattr(attention, "STEP", 2)
 
 
 shapes = pytest.mark.parametrize("shape", [(4, 4), (4, 2), (4, 1)])

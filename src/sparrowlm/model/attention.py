@@ -37,6 +37,8 @@ BLOCKED = {
     8: (64, range(257, 1025)),
 }
 """By the bytes of a number: queries of a block, and the lengths at which blocks win."""
+STEP = 64
+"""Positions: where the keys that a block of queries sees begin, with documents."""
 
 
 def causal_attention(
@@ -188,7 +190,8 @@ def _blocks(length: int, share: int, starts: Tensor | None, size: int) -> Iterat
         hidden = ahead[:, : stop - start, : stop - start]
         if starts is not None:
             if not torch.compiler.is_compiling():
-                first = int(starts[:, start].min())
+                # In steps, for tensors of another size at every step scatter over the heap.
+                first = int(starts[:, start].min()) // STEP * STEP
             hidden = _unseen(starts, start, stop, first)
             hidden = torch.zeros(hidden.shape).masked_fill(hidden, -math.inf)
         yield _Block(slice(start * share, stop * share), slice(first, stop), hidden)
