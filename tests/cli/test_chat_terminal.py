@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from sparrowlm.checkpoint import Checkpoint, RunFolder, State
+from sparrowlm.cli.quickstart import QUESTIONS
 from sparrowlm.config import ModelConfig, Recipe, TokenizerConfig, dump_recipe
 from sparrowlm.text.tokenizer import make_tokenizer
 from support import command
@@ -31,15 +32,15 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|[\x01\x02\r]")
 
 
 class Terminal:
-    """A program in a pseudo-terminal."""
+    """A command line in a pseudo-terminal."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, line: list[str]) -> None:
         import pty
 
         self.master, slave = pty.openpty()
         environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
         self.process = subprocess.Popen(
-            command(*arguments),
+            line,
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -130,7 +131,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_person_asks_interrupts_retries_and_saves(run: Path, tmp_path: Path) -> None:
-    terminal = Terminal("chat", run, "--device", "cpu", "--max-tokens", 100_000)
+    terminal = Terminal(command("chat", run, "--device", "cpu", "--max-tokens", 100_000))
     try:
         terminal.wait_for("/help lists the commands")
         terminal.wait_for("you: ")
@@ -174,3 +175,22 @@ def test_a_person_asks_interrupts_retries_and_saves(run: Path, tmp_path: Path) -
     assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
     assert turns[0]["content"] == turns[2]["content"] == "麻雀?"
     assert len(turns[1]["content"]) > 100
+
+
+def test_a_quickstart_ends_in_a_chat(run: Path) -> None:
+    ending = "import sys, pathlib, rich.console, sparrowlm.cli.quickstart as quickstart\n"
+    ending += "quickstart._ask(rich.console.Console(), pathlib.Path(sys.argv[1]))"
+    terminal = Terminal([sys.executable, "-c", ending, str(run)])
+    try:
+        for question in QUESTIONS:
+            terminal.wait_for(f"you: {question}")
+        terminal.wait_for("Your turn:")
+        terminal.wait_for("you: ")
+        terminal.type("/help\n")
+        terminal.wait_for("/retry")
+        terminal.wait_for("you: ")
+        terminal.type("\x04")
+        terminal.wait_for(f"sparrow chat {run}")
+        assert terminal.process.wait(timeout=30) == 0
+    finally:
+        terminal.close()

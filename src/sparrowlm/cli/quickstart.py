@@ -34,7 +34,7 @@ def quickstart(
     chat: bool = True,
 ) -> None:
     """Train a small model on this machine's own Python source, and then to answer questions about
-    it; nothing is downloaded.
+    it; in a terminal it ends in a chat. Nothing is downloaded.
 
     Args:
         minutes: How long to train; answering takes half as long on top.
@@ -125,8 +125,9 @@ def chat_recipe(base: Path, minutes: float) -> Recipe:
 
 
 def _ask(console: Console, out: Path) -> None:
-    """Put questions to a fine-tuned run, and say how to go on."""
-    from sparrowlm.cli.chat import open_talk
+    """Put questions to a fine-tuned run, and let whoever is there go on asking."""
+    from sparrowlm.cli.chat import greet, open_talk
+    from sparrowlm.cli.talk import converse
     from sparrowlm.infer.sampling import Sampling
 
     sampling = Sampling(temperature=0.0, max_tokens=80)
@@ -135,6 +136,11 @@ def _ask(console: Console, out: Path) -> None:
         console.print(Text(f"\nyou: {question}", "bold"), soft_wrap=True)
         talk.partner.reset()
         talk.answer(question)
+    if talk.page.has_person:
+        talk.partner.reset()
+        console.print("\nYour turn:", soft_wrap=True)
+        greet(talk, out)
+        converse(talk)
     console.print("\ntalk on with", soft_wrap=True)
     console.print(Text(f"  sparrow chat {out} --temperature 0.3", "bold"), soft_wrap=True)
 
