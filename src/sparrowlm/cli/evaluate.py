@@ -29,7 +29,7 @@ class Asked:
     text_key: str = "text"  # Key of the text in a JSON row of data, or its column in a table
     encoding: str = "utf-8"  # Of plain text and .csv files
     seq_len: int = 0  # Tokens of a window; 0: as in training
-    stride: int = 0  # Tokens from a window to the next, for more context; 0: side by side
+    stride: int = 0  # Tokens from a window to the next, for more context; 0: as at the run's end
     windows: int = 0  # Windows to read, evenly over the data; 0: all
     task: Annotated[tuple[str, ...], UseAppendAction] = ()  # A TOML file, or a name; NAME=ROWS
     limit: int = 0  # Rows of a task, documents of a task of lm-eval; 0: all

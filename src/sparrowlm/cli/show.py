@@ -87,6 +87,8 @@ class Display:
         """Print what the held-out split says, and the best where that was earlier."""
         whole = row.get("kind") == "eval_whole"
         name = "held out, all of it" if whole else "held out"
+        if stride := row.get("stride"):
+            name += f", windows {stride} apart"
         line = Text.assemble(*self._place(row), (name, "bold"))
         if row.get("val_loss") is not None or "val_reward" not in row:
             line.append(f"  loss {_loss(row, 'val_')}")

@@ -145,6 +145,7 @@ class EvalConfig:
     every: str = "250 steps"  # "250 steps" or "20 seconds"; the last step is always measured
     windows: int = 0  # Rows measured, evenly over the split; 0: the whole split
     whole_at_end: bool = False  # Measure the whole split after the last step, whatever `windows` is
+    overlap: float = 0.0  # Of that: share of each window that is context alone; 0: side by side
     micro_batch_size: int = 0  # Rows per forward pass; derived: that of training
 
 

@@ -15,7 +15,7 @@ from sparrowlm.infer.rollouts import RolloutStream
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.objectives.policy import Policy
 from sparrowlm.runtime import Runtime
-from sparrowlm.train.measure import LOGGED, sums_of
+from sparrowlm.train.measure import LOGGED, stride_of, sums_of
 from sparrowlm.train.opening import dataset_of
 from sparrowlm.train.reference import reference_of, referenced
 from sparrowlm.train.resume import check_data
@@ -40,7 +40,8 @@ def held_out(
         step: of the checkpoint that `model` is.
         model: on its device, in evaluation mode.
         runtime: where.
-        reading: how much, and with what context; `seq_len` and `rows` 0 are the run's own.
+        reading: how much, and with what context; `seq_len`, `rows` and, where all is read in the
+            run's own windows, `stride` 0 are the run's own.
         progress: told how far preparing text is.
 
     Raises:
@@ -55,6 +56,9 @@ def held_out(
             why="it was imported",
             fix="name what to measure it on: --data FILE",
         )
+    whole = recipe.eval.whole_at_end and not reading.windows
+    if whole and not reading.stride and reading.seq_len in (0, recipe.train.seq_len):
+        reading = replace(reading, stride=stride_of(recipe))
     checkpoint = run.load(step)
     dataset = dataset_of(recipe, runtime, progress)
     if checkpoint.state.data_fingerprint:

@@ -25,8 +25,11 @@ LOGGED = {
 """An objective's metric and its name in the log."""
 
 
-def measure(parts: Parts, recipe: Recipe, dataset: AnyDataset, runtime: Runtime) -> Means:
-    """Measure what is held out, on all ranks together.
+def measure(
+    parts: Parts, recipe: Recipe, dataset: AnyDataset, runtime: Runtime, stride: int = 0
+) -> Means:
+    """Measure what is held out, on all ranks together; text in windows `stride` tokens apart, or
+    side by side.
 
     Of a mixture every source is measured, as `val_loss/NAME`, and `val_loss` is what a token drawn
     by the weights costs: the sums of each source are scaled so that it counts as many tokens as
@@ -38,12 +41,19 @@ def measure(parts: Parts, recipe: Recipe, dataset: AnyDataset, runtime: Runtime)
     """
     if isinstance(parts.trainer.stream, RolloutStream):
         return parts.trainer.stream.measure()
-    scene = replace(parts.scene, recipe=recipe, dataset=dataset, runtime=runtime)
+    scene = replace(parts.scene, recipe=recipe, dataset=dataset, runtime=runtime, stride=stride)
     return {
         f"{key}/{name}" if name else key: value
         for name, own in sums_of(scene, parts.objective, parts.model).items()
         for key, value in means(own).items()
     }
+
+
+def stride_of(recipe: Recipe) -> int:
+    """Tokens from one window to the next where `eval.whole_at_end` measures text; 0: side by
+    side."""
+    seq_len, overlap = recipe.train.seq_len, recipe.eval.overlap
+    return max(1, round(seq_len * (1 - overlap))) if overlap else 0
 
 
 def sums_of(scene: Scene, objective: Objective, model: nn.Module) -> dict[str, Sums]:

@@ -23,7 +23,7 @@ from sparrowlm.infer.rollouts import RolloutStream
 from sparrowlm.model.lora import trained_tensors
 from sparrowlm.runtime import Runtime, derived_seed, peak_memory_bytes
 from sparrowlm.train.build import Parts
-from sparrowlm.train.measure import Means, finite, mean, measure
+from sparrowlm.train.measure import Means, finite, mean, measure, stride_of
 from sparrowlm.train.trainer import Row, Stateful, Trainer
 
 
@@ -243,9 +243,10 @@ class Sitting:
     def _measure_whole(self, row: Row) -> None:
         """Measure all of the held-out split, not windows of it: what the summary then says."""
         recipe = replace(self.recipe, eval=replace(self.recipe.eval, windows=0))
-        found = measure(self.parts, recipe, self.dataset, self.runtime)
+        stride = stride_of(recipe)
+        found = measure(self.parts, recipe, self.dataset, self.runtime, stride)
         if "val_loss" in found:
-            self._tell_measured("eval_whole", found, row)
+            self._tell_measured("eval_whole", found | ({"stride": stride} if stride else {}), row)
 
     def _tell_measured(self, kind: str, found: Means, row: Row | State) -> None:
         """One line of metrics.jsonl, and the display's, of where `row` stands."""
