@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,9 @@ import zstandard
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.config import Recipe, has_stages, load_recipe, resolve_model
 from sparrowlm.config.line import dump_stages, load_stages
+from sparrowlm.config.units import show_bytes
 from sparrowlm.line import run_stages
-from sparrowlm.model.count import active_parameters, count_parameters
+from sparrowlm.model.count import active_parameters, count_parameters, training_memory
 from sparrowlm.pipeline import train
 from sparrowlm.train.opening import planned_vocabulary
 from stage_support import SEQ_LEN, run, small, write_files
@@ -33,6 +35,10 @@ FROM_A_RUN = {
 }  # fmt: skip
 # Exact, and beside it what the source says of itself, to the digits that it says.
 PARAMETERS = {
+    "quickstart": (1_279_168, "1.3M"),
+    "shakespeare-char-cpu": (402_304, ""),
+    "shakespeare-char": (10_647_552, "10.6M"),
+    "tang-poems": (6_114_688, ""),
     "minimind-26m": (26_878_464, "26.9M"),
     "minimind-64m": (63_912_192, "64M"),
     "minimind-moe": (198_416_640, "198M"),
@@ -157,18 +163,38 @@ def test_the_recipe_of_an_assistant_goes_from_text_to_answers(files, tmp_path) -
     assert start["loss"] == pytest.approx(math.log(2), abs=1e-3)  # the reference is the policy
 
 
+def vocabulary(recipe: Recipe) -> int:
+    """A plan reads no text and takes 128 characters; tiny Shakespeare has 65."""
+    return 65 if recipe.tokenizer.kind == "chars" else planned_vocabulary(recipe)
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_stated_parameters_are_the_models(name: str) -> None:
     path = ROOT / "recipes" / f"{name}.toml"
     recipe = load_recipe(path)
     exact, said = PARAMETERS[name]
-    counted = count_parameters(resolve_model(recipe.model, planned_vocabulary(recipe))).total
-    assert counted == exact
+    assert count_parameters(resolve_model(recipe.model, vocabulary(recipe))).total == exact
     if said:
         scale = {"M": 1e6, "B": 1e9}[said[-1]]
         digits = len(said[:-1].partition(".")[2])
         assert abs(exact / scale - float(said[:-1])) < 0.55 * 10**-digits
     assert f"{exact:,}" in (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", FROM_SCRATCH, ids=lambda path: path.stem)
+def test_stated_memory_is_the_plans(path: Path) -> None:
+    recipe = load_recipe(path)
+    model = resolve_model(recipe.model, planned_vocabulary(recipe))
+    length = recipe.train.seq_len or model.max_seq_len
+    rows = recipe.train.micro_batch_size or recipe.train.batch_tokens // length
+    planned = training_memory(
+        model, 1 if path.stem == "pile-2b" else rows, length, optimizer="adamw", product_bytes=2,
+        checkpointing=recipe.train.activation_checkpointing,
+    )  # fmt: skip
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    stated = re.search(rf"^\| `{path.name}` \|[^|]+\| ([\d.]+ [MG]B)", page, re.M)
+    assert stated is not None
+    assert stated[1] == show_bytes(planned.total)
 
 
 def test_minimind_moe_has_64_million_parameters_at_work() -> None:
