@@ -7,6 +7,8 @@ computes. Nothing of Sparrow's is used, so that an importer cannot agree with it
 from __future__ import annotations
 
 import math
+import struct
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -295,3 +297,51 @@ def pile_weights(*, projection: bool, n_heads: int = 4) -> Tensors:
     make.linear("lm_head", V, D, bias=True)
     make.tensors["pos_idxs"] = torch.arange(T)
     return make.tensors
+
+
+def write_llama2c(path: Path, tensors: Tensors, *, version: int, shared: bool) -> None:
+    """llama2.c's files, by the description of its format."""
+    layers = range(LAYERS)
+    per_layer = ["attention.wq", "attention.wk", "attention.wv", "attention.wo"]
+    mlp = ["feed_forward.w1", "feed_forward.w2", "feed_forward.w3"]
+    norms = ["attention_norm", "ffn_norm"]
+    if version == 0:
+        names = ["tok_embeddings", norms[0], *per_layer, norms[1], *mlp, "norm"]
+    else:
+        names = [*norms, "norm", "tok_embeddings", *per_layer, *mlp]
+    content = bytearray()
+    for name in names:
+        single = f"{name}.weight" in tensors
+        for full in [name] if single else [f"layers.{layer}.{name}" for layer in layers]:
+            content += tensors[f"{full}.weight"].numpy().tobytes()
+    if version == 0:
+        content += torch.full((T, 4), 9.0).numpy().tobytes()  # cosines and sines
+    if not shared:
+        content += tensors["output.weight"].numpy().tobytes()
+    signed = -V if version == 0 and not shared else V
+    shape = struct.pack("<7i", D, 40, LAYERS, 6, 2, signed, T)
+    if version:
+        shape = struct.pack("<Ii", 0x616B3432, version) + shape + bytes([shared])
+        shape = shape.ljust(256, b"\0")
+    path.write_bytes(shape + content)
+
+
+def llama2c_pieces() -> list[tuple[str, float]]:
+    """As SentencePiece orders them: specials, bytes, merged pieces by falling score, characters."""
+    words = ["▁", "▁a", "▁b", "ab", "▁ab", "aba", "ba", "bab", "▁aba", "cc", "▁cc", "a▁b"]
+    specials = ["<unk>", "\n<s>\n", "\n</s>\n"]
+    raw = [f"<0x{byte:02X}>" for byte in range(256)]
+    merged = [word for word in words if len(word) > 1]
+    letters = ["▁", "a", "b", "c", "é"]
+    learned = [(piece, -float(rank)) for rank, piece in enumerate([*merged, *letters])]
+    return [(piece, 0.0) for piece in [*specials, *raw]] + learned
+
+
+def write_llama2c_pieces(path: Path) -> Path:
+    """Those as llama2.c's tokenizer.bin."""
+    content = struct.pack("<I", 8)
+    for piece, score in llama2c_pieces():
+        piece = piece.replace("▁", " ").encode("utf-8")
+        content += struct.pack("<fI", score, len(piece)) + piece
+    path.write_bytes(content)
+    return path

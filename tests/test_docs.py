@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ import tyro
 
 from pages_support import pages, run_page
 from sparrowlm.cli import COMMANDS, main
+from sparrowlm.text.tokenizer import byte_tokenizer
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -188,6 +190,7 @@ RUN = (
     ("first-model",),
     ("resuming",),
     ("evaluation",),
+    ("data", "recipes"),
 )
 
 
@@ -199,6 +202,12 @@ def test_pages_run_from_top_to_bottom(
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text(STORY * 400, encoding="utf-8")
     (tmp_path / "notes" / "b.txt").write_text(STORY[::-1] * 400, encoding="utf-8")
+
+    if "data" in group:
+        rows = (json.dumps({"text": f"{number}. {STORY}"}) + "\n" for number in range(30_000))
+        (tmp_path / "poems.jsonl").write_text("".join(rows), encoding="utf-8")
+        byte_tokenizer().save(tmp_path / "minimind-3")
+        (tmp_path / "recipes").symlink_to(ROOT / "recipes")
 
     made: dict[str, Path] = {}
 
@@ -222,6 +231,10 @@ def test_pages_run_from_top_to_bottom(
         run_page(DOCS / f"{page}.md", tmp_path, arguments=arguments, environment=environment)
         for page in group
     )
+    if "recipes" in group:
+        cards = re.findall(r"^\| \d+ GB \| yes .* ([\d.]+ GB) \|$", read(DOCS / "recipes.md"), re.M)
+        assert len(cards) == 3
+        assert all(f"{needed} in " in told for needed in cards)
     if "first-model" in group:
         assert (tmp_path / "runs/first/attention.png").stat().st_size > 1000
         assert "ln(512) = 6.238" in told

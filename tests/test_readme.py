@@ -23,7 +23,7 @@ def shortened(command: str) -> list[str]:
         if "--minutes" in words:
             at = words.index("--minutes")
             del words[at : at + 2]
-        words += ["--minutes", "0.1"]
+        words += ["--minutes", "0.2"]
     if words[0] == "train" and "--resume" not in words:
         words += ["--train.length", "0.1 minutes"]
     if words[0] == "train" and "--resume" in words:

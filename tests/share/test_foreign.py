@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,38 +135,11 @@ def test_minimind_with_experts(tmp_path: Path, per_token: int) -> None:
     )
 
 
-def write_bin(path: Path, tensors: plain.Tensors, *, version: int, shared: bool) -> None:
-    """llama2.c's files, by the description of its format."""
-    layers = range(plain.LAYERS)
-    per_layer = ["attention.wq", "attention.wk", "attention.wv", "attention.wo"]
-    mlp = ["feed_forward.w1", "feed_forward.w2", "feed_forward.w3"]
-    norms = ["attention_norm", "ffn_norm"]
-    if version == 0:
-        names = ["tok_embeddings", norms[0], *per_layer, norms[1], *mlp, "norm"]
-    else:
-        names = [*norms, "norm", "tok_embeddings", *per_layer, *mlp]
-    content = bytearray()
-    for name in names:
-        single = f"{name}.weight" in tensors
-        for full in [name] if single else [f"layers.{layer}.{name}" for layer in layers]:
-            content += tensors[f"{full}.weight"].numpy().tobytes()
-    if version == 0:
-        content += torch.full((plain.T, 4), 9.0).numpy().tobytes()  # cosines and sines
-    if not shared:
-        content += tensors["output.weight"].numpy().tobytes()
-    signed = -plain.V if version == 0 and not shared else plain.V
-    shape = struct.pack("<7i", plain.D, 40, plain.LAYERS, 6, 2, signed, plain.T)
-    if version:
-        shape = struct.pack("<Ii", 0x616B3432, version) + shape + bytes([shared])
-        shape = shape.ljust(256, b"\0")
-    path.write_bytes(shape + content)
-
-
 @pytest.mark.parametrize("version", [0, 1])
 @pytest.mark.parametrize("shared", [True, False])
 def test_llama2c(tmp_path: Path, version: int, shared: bool) -> None:
     tensors = plain.llama2c_weights(shared=shared)
-    write_bin(tmp_path / "model.bin", tensors, version=version, shared=shared)
+    plain.write_llama2c(tmp_path / "model.bin", tensors, version=version, shared=shared)
     done = adopt(tmp_path / "model.bin", tmp_path / "run")
     assert done.config.tie_embeddings is shared
     check(tmp_path / "run", lambda ids: plain.llama2c(wide(tensors), ids, 6))

@@ -19,31 +19,11 @@ from sparrowlm.share.llama2c import read_tokenizer_bin
 from sparrowlm.text.definition import BYTE_TO_CHARACTER, END_OF_TEXT, define_gpt2
 from sparrowlm.text.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
 
-WORDS = ["▁", "▁a", "▁b", "ab", "▁ab", "aba", "ba", "bab", "▁aba", "cc", "▁cc", "a▁b"]
-
-
-def pieces() -> list[tuple[str, float]]:
-    """As SentencePiece orders them: specials, bytes, merged pieces by falling score, characters."""
-    specials = ["<unk>", "\n<s>\n", "\n</s>\n"]
-    raw = [f"<0x{byte:02X}>" for byte in range(256)]
-    merged = [word for word in WORDS if len(word) > 1]
-    letters = ["▁", "a", "b", "c", "é"]
-    learned = [(piece, -float(rank)) for rank, piece in enumerate([*merged, *letters])]
-    return [(piece, 0.0) for piece in [*specials, *raw]] + learned
-
-
-def write(path: Path) -> Path:
-    content = struct.pack("<I", 8)
-    for piece, score in pieces():
-        piece = piece.replace("▁", " ").encode("utf-8")
-        content += struct.pack("<fI", score, len(piece)) + piece
-    path.write_bytes(content)
-    return path
-
 
 def merged_by_score(text: str) -> list[int]:
     """The rule itself: of all neighbors, join those whose union scores highest, leftmost first."""
-    scores, ids = dict(pieces()), {piece: number for number, (piece, _) in enumerate(pieces())}
+    scores = dict(plain.llama2c_pieces())
+    ids = {piece: number for number, piece in enumerate(scores)}
     parts = []
     for character in ("▁" + text.replace(" ", "▁")) if text else "":
         known = character in ids
@@ -59,8 +39,8 @@ def merged_by_score(text: str) -> list[int]:
 
 
 def test_llama2cs_vocabulary_cuts_by_score(tmp_path: Path) -> None:
-    tokenizer = read_tokenizer_bin(write(tmp_path / "tokenizer.bin"))
-    assert tokenizer.vocab_size == len(pieces())
+    tokenizer = read_tokenizer_bin(plain.write_llama2c_pieces(tmp_path / "tokenizer.bin"))
+    assert tokenizer.vocab_size == len(plain.llama2c_pieces())
     assert tokenizer.eot_id == 1
     generator = torch.Generator().manual_seed(0)
     texts = ["", " ", "a  b", "鸟", "é\n"]
@@ -84,10 +64,10 @@ def test_a_story_of_llama2c(tmp_path: Path) -> None:
     """From its two files to a run that writes, and keeps its vocabulary."""
     tensors = plain.llama2c_weights(shared=True)
     make = plain.Maker()
-    make("table", len(pieces()), plain.D)
+    make("table", len(plain.llama2c_pieces()), plain.D)
     tensors["tok_embeddings.weight"] = tensors["output.weight"] = make.tensors["table"]
     torch.save({"model": tensors, "model_args": {"n_heads": 6}}, tmp_path / "ckpt.pt")
-    vocabulary = write(tmp_path / "tokenizer.bin")
+    vocabulary = plain.write_llama2c_pieces(tmp_path / "tokenizer.bin")
     adopt(tmp_path / "ckpt.pt", tmp_path / "run", tokenizer=str(vocabulary))
     loaded = load_run(tmp_path / "run", "cpu", "float32")
     assert loaded.tokenizer.encode("ab aba") == merged_by_score("ab aba")
