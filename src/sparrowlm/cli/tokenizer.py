@@ -48,7 +48,8 @@ def train(
     """Learn a vocabulary from text.
 
     Args:
-        inputs: Files, folders or globs of text, .jsonl, .jsonl.gz or .jsonl.zst.
+        inputs: Files, folders or globs: text, .jsonl, .json, .csv, .parquet (.gz, .zst), or hub
+            addresses: hf:owner/name, modelscope:owner/name/path.
         out: The folder to write; transformers.AutoTokenizer reads it as it is.
         vocab_size: Entries of a bpe vocabulary: 16 special tokens, 256 bytes, and merges.
         kind: Byte-level BPE, or one id for each character of the text.
