@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparrowlm.model import head
-from sparrowlm.model.head import next_token_nll, over_vocab, summed_nll
+from sparrowlm.model.head import over_vocab, summed_nll
 
 ROWS, WIDTH, VOCAB = 50, 8, 30
 
@@ -28,12 +28,16 @@ def case(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return hidden, weight, targets, torch.rand(ROWS, generator=generator) > 0.3
 
 
+def nats(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_loss_and_gradients_against_cross_entropy(dtype, tolerance) -> None:
     hidden, weight, targets, mask = case(dtype)
     want = F.cross_entropy((hidden @ weight.t())[mask], targets[mask], reduction="sum")
     summed = summed_nll(hidden, weight, targets, mask)
-    each = next_token_nll(hidden, weight, targets)[mask].sum()
+    each = over_vocab(hidden, weight, targets, nats)[mask].sum()
     for got in (summed, each):
         torch.testing.assert_close(got, want, atol=0, rtol=tolerance)
         pairs = zip(
@@ -52,7 +56,7 @@ def test_a_bias_against_cross_entropy_with_its_gradient() -> None:
     want = F.cross_entropy((hidden @ weight.t() + bias)[mask], targets[mask], reduction="sum")
     wanted = torch.autograd.grad(want * 0.37, inputs, retain_graph=True)
     summed = summed_nll(hidden, weight, targets, mask, bias)
-    each = next_token_nll(hidden, weight, targets, bias)[mask].sum()
+    each = over_vocab(hidden, weight, targets, nats, bias)[mask].sum()
     for got in (summed, each):
         torch.testing.assert_close(got, want, atol=0, rtol=1e-12)
         for ours, theirs in zip(torch.autograd.grad(got * 0.37, inputs), wanted, strict=True):

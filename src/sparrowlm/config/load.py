@@ -22,12 +22,11 @@ from sparrowlm.errors import ConfigError
 _PACKAGE = Path(__file__).parents[1]
 
 
-def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
+def load_recipe(path: Path) -> Recipe:
     """Read a recipe file.
 
     Args:
         path: a TOML file.
-        overrides: `{"model.n_layers": 4}`, put over the file's values before they are checked.
 
     Raises:
         ConfigError: no such file, not TOML, or any key or value that does not fit.
@@ -39,8 +38,6 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
             where=str(path),
             fix=f"sparrow train {path} runs them; or take one of them, RUN/1-NAME/config.toml",
         )
-    for key, value in (overrides or {}).items():
-        _put(values, key.split("."), value)
     return recipe_from_dict(values, source=str(path), text=text)
 
 
@@ -205,12 +202,6 @@ def _convert(hint: Any, value: Any) -> Any:
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise ValueError(f"is {value!r}, and must be of type {hint.__name__}")
     return value
-
-
-def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
-    for key in path[:-1]:
-        values = values.setdefault(key, {})
-    values[path[-1]] = value
 
 
 def line_numbers(text: str) -> dict[str, int]:

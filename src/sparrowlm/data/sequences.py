@@ -190,9 +190,3 @@ def packed_windows(
     for first in range(0, count, size):
         found = [[sequences.bundle(one) for one in row] for row in chosen[first : first + size]]
         yield packed_batch(found + [[]] * (size - len(found)), seq_len)
-
-
-def padding_share(sequences: Sequences, seq_len: int, seed: int) -> float:
-    """The share of positions that packing leaves empty."""
-    used = int(sequences.lengths().sum())
-    return 1 - used / (len(pack(sequences, seq_len, seed)) * seq_len)

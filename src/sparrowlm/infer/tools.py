@@ -54,7 +54,6 @@ class Toolbox:
                     "no such tool", where=f'rollout.tools, "{name}"', fix=f"choose from {known}"
                 )
         self.names = tuple(names)
-        self.schemas = [SCHEMAS[name] for name in names]
         self._children = {name: Child(_PROGRAMS[name][0]) for name in names}
 
     def __enter__(self) -> Toolbox:

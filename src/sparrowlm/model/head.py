@@ -58,17 +58,10 @@ def over_vocab(
     return torch.cat([checkpoint(chunk, *part, use_reentrant=False) for part in parts])
 
 
-def next_token_nll(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    """(N,) the nats of each target, of hidden (N, D), weight (V, D), targets (N,), bias (V,)."""
-    return over_vocab(hidden, weight, targets, _nll, bias)
-
-
 def summed_nll(
     hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """The nats of the targets that count, summed: `next_token_nll(...)[mask].sum()`, faster.
+    """The nats of the targets that count, summed: `over_vocab` of cross-entropy, faster.
 
     The gradient of a sum is known but for one factor as soon as the logits are there, so it is
     taken then, a chunk at a time: three products for each, where recomputing takes four. What
@@ -170,10 +163,6 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left, right)
     else:
         total += torch.mm(left, right)
-
-
-def _nll(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits, targets, reduction="none")
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -10,8 +10,7 @@ stage may train one: what differs is the model, not the loop. The trained tensor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -53,7 +52,7 @@ class LoraLinear(nn.Linear):
         super().__init__(columns, rows, bias=linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
         self.rank, self.scale = config.rank, config.alpha / config.rank
-        self.dropout, self.enabled = config.dropout, True
+        self.dropout = config.dropout
         self.lora_a = nn.Parameter(linear.weight.new_empty(config.rank, columns))
         self.lora_b = nn.Parameter(linear.weight.new_zeros(rows, config.rank))
         # As a linear layer of PyTorch starts (and PEFT's A): uniform within 1/sqrt(in).
@@ -65,8 +64,6 @@ class LoraLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         plain = F.linear(input, self.weight, self.bias)
-        if not self.enabled:
-            return plain
         dropped = F.dropout(input, self.dropout, self.training)
         small = F.linear(dropped, self.lora_a) * self.scale  # (..., r)
         return plain + F.linear(small, self.lora_b)
@@ -108,30 +105,6 @@ def adapt(model: Transformer, config: LoraConfig, seed: int) -> None:
         setattr(model.blocks.get_submodule(owner), own, adapted.train(layer.training))
 
 
-@contextmanager
-def without_adapters(model: nn.Module) -> Iterator[None]:
-    """The model as it was before it was adapted, for the length of a `with` block: the reference
-    of a run of preferences that trains adapters, at no memory of its own.
-
-    >>> with without_adapters(model), torch.no_grad():
-    ...     reference = model(tokens).hidden
-    """
-    layers = [layer for layer in model.modules() if isinstance(layer, LoraLinear)]
-    before = [layer.enabled for layer in layers]
-    try:
-        for layer in layers:
-            layer.enabled = False
-        yield
-    finally:
-        for layer, enabled in zip(layers, before, strict=True):
-            layer.enabled = enabled
-
-
-def is_adapted(model: nn.Module) -> bool:
-    """Whether changes stand beside the model's weights."""
-    return any(isinstance(layer, LoraLinear) for layer in model.modules())
-
-
 def trained_tensors(model: nn.Module) -> Tensors:
     """What a checkpoint holds of a model: everything, or the changes alone where the rest is
     frozen beside them."""
@@ -143,9 +116,7 @@ def trained_tensors(model: nn.Module) -> Tensors:
 def full_weight(linear: nn.Linear) -> Tensor:
     """(out, in) what a layer multiplies by, its change included; detached."""
     weight = linear.weight.detach()
-    if not isinstance(linear, LoraLinear) or not linear.enabled:
-        return weight
-    return added(weight, linear.change)
+    return added(weight, linear.change) if isinstance(linear, LoraLinear) else weight
 
 
 def added(weight: Tensor, change: Change) -> Tensor:
@@ -202,11 +173,3 @@ def merge(weights: Mapping[str, Tensor], changes: Mapping[str, Change]) -> Tenso
     if faults:
         raise RunError("does not fit the model: " + "; ".join(faults[:3]))
     return merged
-
-
-def merged_weights(model: nn.Module) -> Tensors:
-    """`merge` of a model's own weights and changes: a state dict of the plain model."""
-    state: Tensors = dict(model.state_dict())
-    plain = {name: tensor for name, tensor in state.items() if not name.endswith(ADAPTERS)}
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
-    return merge(plain, {name: layer.change for name, layer in layers.items()})
