@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sparrowlm import files
 from sparrowlm.checkpoint import RunFolder
+from sparrowlm.config.check import check_numbers
 from sparrowlm.config.line import NamedStage, dump_stages, load_stages, placed, stage_folders
 from sparrowlm.config.schema import Recipe
 from sparrowlm.errors import RunError
@@ -46,8 +47,11 @@ def run_stages(
         Whether the last one came to its end; False where one was asked to stop.
 
     Raises:
+        ConfigError: a number of a stage is outside of its limits.
         RunError: `out` holds runs and `resume` is False, or the other way round, or other stages.
     """
+    for stage in stages:
+        check_numbers(stage.recipe, f"stage {stage.name}")
     runtime = detect(stages[0].recipe.train.device, stages[0].recipe.train.precision)
     with process_group(runtime):
         folders = stage_folders(stages, out)

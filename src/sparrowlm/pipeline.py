@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from sparrowlm import files
 from sparrowlm.checkpoint import Checkpoint, RunFolder, find_run
-from sparrowlm.config import Recipe, check_lora, dump_recipe, learns_to_answer
+from sparrowlm.config import Recipe, check_lora, check_numbers, dump_recipe, learns_to_answer
 from sparrowlm.data.mixture import contaminations
 from sparrowlm.data.sequences import AnyDataset, SequenceDataset
 from sparrowlm.data.shards import is_dataset
@@ -79,6 +79,7 @@ def train(
     Raises:
         SparrowError: whatever a person or the machine has to mend.
     """
+    check_numbers(recipe)
     runtime = detect(recipe.train.device, recipe.train.precision)
     run = RunFolder(out)
     # A worker that torchrun starts again goes on by itself.
@@ -216,6 +217,7 @@ def plan_recipe(recipe: Recipe, available: int = 0) -> tuple[Plan, Runtime, bool
     Returns:
         The plan, the runtime it is for, and whether the data was there to count epochs by.
     """
+    check_numbers(recipe)
     recipe = inherit(recipe)
     check_lora(recipe)
     runtime = detect(recipe.train.device, recipe.train.precision)

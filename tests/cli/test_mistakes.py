@@ -102,6 +102,14 @@ def test_batch_that_is_no_whole_number_of_rows(capsys, recipe, tmp_path):
     assert "set it to 96" in said
 
 
+def test_numbers_that_mean_nothing(capsys, recipe, tmp_path):
+    line = ["train", recipe, "--out", tmp_path / "run", "--checkpoint.keep_last", "0"]
+    code, said = told(capsys, *line, "--eval.windows", "-1")
+    assert code == 2
+    assert "eval.windows is -1, and must be 0 or more; checkpoint.keep_last is 0" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_is_not_written_over(capsys, recipe, tmp_path):
     run = tmp_path / "run"
     assert told(capsys, "train", recipe, "--out", run)[0] == 0

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional
 
-from sparrowlm.config import CleanConfig, DataConfig
+from sparrowlm.config import CleanConfig, DataConfig, Recipe, check_numbers
 
 if TYPE_CHECKING:
     from sparrowlm.data.prepare import Summary
@@ -68,6 +68,7 @@ def prepare(
         workers=workers,
         clean=clean,
     )
+    check_numbers(Recipe(data=config))
     began = time.monotonic()
     with PrepareProgress(console) as progress:
         summary = write(inputs, chosen, out, config, progress)

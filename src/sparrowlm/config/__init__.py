@@ -1,5 +1,6 @@
 """The settings of a recipe: their schema, their file format and their derived values."""
 
+from sparrowlm.config.check import check_numbers
 from sparrowlm.config.line import NamedStage, has_stages, load_stages
 from sparrowlm.config.load import dump_recipe, find_recipe, load_recipe, recipe_from_dict
 from sparrowlm.config.resolve import check_lora, learns_to_answer, lora_targets, resolve_model
@@ -45,6 +46,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "check_lora",
+    "check_numbers",
     "dump_recipe",
     "find_recipe",
     "has_stages",

@@ -47,10 +47,6 @@ def resolve_recipe(recipe: Recipe, vocab_size: int, runtime: Runtime) -> Recipe:
     model = resolve_model(recipe.model, vocab_size)
     seq_len = recipe.train.seq_len or model.max_seq_len
     _check_batch(recipe, model, seq_len, runtime)
-    if not 0 <= recipe.eval.overlap < 1:
-        raise ConfigError(
-            f"is {recipe.eval.overlap}, and must be 0 or more and below 1", where="eval.overlap"
-        )
     train = replace(recipe.train, seq_len=seq_len, precision=runtime.precision)
     optim = recipe.optim
     if length_of(recipe).unit == "seconds":
