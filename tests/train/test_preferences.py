@@ -164,6 +164,18 @@ def test_accumulation_does_not_change_students(base):
     same(runs[0].model.parameters(), runs[1].model.parameters(), 1e-10)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_whatever_a_judge_trains_gets_a_gradient(tied):
+    """Between ranks the gradient of a head that no score is read off would be waited for."""
+    runtime = cpu()
+    recipe = recipe_of("reward", runtime, model={"tie_embeddings": tied})
+    parts = build(recipe, pair_dataset(), runtime)
+    parts.trainer.step_module(parts.trainer.stream.batch(0)).total.backward()
+    trained = {name: p for name, p in parts.model.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None for p in trained.values())
+    assert parts.model.state_dict().keys() - trained == (set() if tied else {"head.weight"})
+
+
 @pytest.mark.parametrize("loss", ["sigmoid", "kto"])
 def test_resume_equals_no_interruption(loss, base, tmp_path):
     runtime, run = cpu("float64"), RunFolder(tmp_path / "run")

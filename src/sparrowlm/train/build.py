@@ -184,6 +184,9 @@ def _model(
             own = model.state_dict() | checkpoint.model
             _check_names(trained_tensors(model), checkpoint.model)
             model.load_state_dict(own)
+    if recipe.stage == "reward" and not recipe.model.tie_embeddings:
+        # A score is read off the hidden states: between ranks a gradient would be waited for.
+        model.head.requires_grad_(False)
     return model
 
 
