@@ -200,6 +200,23 @@ def test_a_reward_for_the_format_opens_a_thought(files) -> None:
     stream.close()
 
 
+def test_a_thought_is_opened_behind_a_tools_result_too(files) -> None:
+    rollout = {"rewards": ("format",), "tools": ("calculator",)}
+    stream = stream_of(rewarded(files, "tool-use", rollout=rollout))
+    shown = stream.dataset.tokenizer.decode(stream.dialect.result("42"), specials=True)
+    assert shown.endswith("<|im_start|>assistant\n<think>\n")
+    stream.close()
+
+
+def test_tools_need_turns_in_which_a_result_can_be_told(files, monkeypatch) -> None:
+    recipe = rewarded(files, "tool-use")
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|endoftext|>{% endfor %}"
+    template += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    monkeypatch.setattr("sparrowlm.text.tokenizer.Tokenizer.chat_template", template)
+    with pytest.raises(ConfigError, match=r"rollout\.tools: cannot be called in the turns"):
+        stream_of(recipe)
+
+
 def test_a_policy_leaves_its_runs_dropout_out(files, tmp_path) -> None:
     """Quickstart gives larger models some; the policy that is trained is the one that wrote."""
     base = shrunk("sft", files, "chats")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from sparrowlm.batch import Batch
 from sparrowlm.checkpoint import RunFolder, State
-from sparrowlm.config import Recipe, dump_recipe
+from sparrowlm.config import Recipe, TokenizerConfig, dump_recipe
 from sparrowlm.config.load import recipe_from_dict
 from sparrowlm.data.prompts import open_prompts
 from sparrowlm.errors import ConfigError, DataError, UserError
@@ -19,7 +20,7 @@ from sparrowlm.infer.rollouts import RolloutStream
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.infer.tools import Toolbox
 from sparrowlm.pipeline import train
-from sparrowlm.text.tokenizer import byte_tokenizer
+from sparrowlm.text.tokenizer import byte_tokenizer, train_tokenizer
 from sparrowlm.train.build import Parts, build, resolve_recipe
 from sparrowlm.train.opening import dataset_of
 from support import Silent, cpu, measured_again, quick, run_ranks, same_results
@@ -130,6 +131,40 @@ def test_the_first_ratio_is_exactly_one(folder, stage):
         assert found["ratio"][0] == found["ratio"][1] > 0
         assert found["clipped"][0] == 0
     stream.close()
+
+
+def test_a_rollout_is_looked_at_in_the_micro_batches_that_fit(folder):
+    """And the first ratio is one in these, too."""
+    parts = parts_of(recipe_in(folder))
+    judged = parts.objective.judged
+
+    def greedy(model, batch):
+        if len(batch.tokens) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return judged(model, batch)
+
+    parts.objective.judged = greedy
+    row = next(parts.trainer.run())
+    assert parts.trainer.state.micro_batch_size == 1
+    assert row.metrics["ratio"][0] == row.metrics["ratio"][1] > 0
+    assert sum("earns" in message for message in row.events) == 3
+    stream_of(parts).close()
+
+
+def test_a_rollout_goes_on_with_more_ranks_than_it_has_rows(folder):
+    recipe = recipe_in(folder)
+    first, stream = stream_of(parts_of(recipe)), stream_of(parts_of(recipe))
+    batch = first.batch(0)
+    stream.runtime = replace(cpu(), world_size=len(batch.tokens) + 2)
+    stream.load_state_tensors(first.state_tensors())
+    shares = [stream.batch(1, rank, len(batch.tokens) + 2) for rank in range(len(batch.tokens) + 2)]
+    assert [len(share.tokens) for share in shares] == [1] * (len(batch.tokens) + 2)
+    for share in shares[-2:]:
+        assert not share.mask.any()
+        assert share.segments.eq(-1).all()
+    assert torch.equal(shares[0].columns["old_logprob"], batch.columns["old_logprob"][:1])
+    assert shares[-1].columns.keys() == batch.columns.keys()
+    first.close(), stream.close()
 
 
 def test_groups_of_equal_rewards_move_nothing(folder):
@@ -338,10 +373,7 @@ def test_calls_end_at_max_calls():
     assert answer.mask[-1]
 
 
-def test_a_chats_tool_turn_is_the_templates(tmp_path):
-    from sparrowlm.config import TokenizerConfig
-    from sparrowlm.text.tokenizer import train_tokenizer
-
+def test_a_chats_tool_turn_is_the_templates():
     tokenizer = train_tokenizer(["some text to learn from"], TokenizerConfig(vocab_size=300))
     dialect = Dialect(tokenizer, chat=True)
     shown = tokenizer.decode(dialect.result("<|im_end|> 42"), specials=True)
@@ -352,4 +384,6 @@ def test_a_chats_tool_turn_is_the_templates(tmp_path):
     end = tokenizer.special_ids["<|im_end|>"]
     assert dialect.result("<|im_end|>").count(end) == 1  # what a tool says stays text
     assert end in dialect.ends
-    del tmp_path
+    thinking = Dialect(tokenizer, chat=True, thinking=True).result("42")
+    shown = tokenizer.decode(thinking, specials=True)
+    assert shown.endswith("<|im_start|>assistant\n<think>\n")

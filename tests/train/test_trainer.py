@@ -14,6 +14,7 @@ from sparrowlm.errors import EnvironmentFault
 from sparrowlm.objectives.next_token import NextToken
 from sparrowlm.train.build import build, resolve_recipe
 from sparrowlm.train.sitting import snapshot
+from sparrowlm.train.trainer import is_out_of_memory
 from support import EXPERTS, byte_dataset, cpu, tiny_recipe, with_model
 
 
@@ -168,6 +169,27 @@ def test_out_of_memory_at_one_row_names_the_setting_that_helps(dataset):
     parts.trainer.step_module.objective = Greedy(0)
     with pytest.raises(EnvironmentFault, match="activation_checkpointing"):
         next(parts.trainer.run())
+
+
+def test_out_of_memory_on_one_of_several_ranks_asks_none_of_them(dataset):
+    """A rollout's batch, or that of kto, is made by all ranks together."""
+    parts = build(resolve_recipe(tiny_recipe(), 256, cpu()), dataset, cpu())
+    parts.trainer.runtime, parts.trainer.stream = replace(cpu(), world_size=2), None
+    with pytest.raises(EnvironmentFault, match=r"set train\.micro_batch_size = 4"):
+        parts.trainer._halve(torch.OutOfMemoryError())
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 B.", True),
+        ("data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.", True),
+        ("MPS backend out of memory (MPS allocated: 5.05 GB, max allowed: 9.07 GB).", True),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_every_device_says_in_its_own_words_that_memory_ran_out(words, meant):
+    assert is_out_of_memory(RuntimeError(words)) == meant
 
 
 def test_clipping_equals_torch(dataset):

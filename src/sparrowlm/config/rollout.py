@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from sparrowlm.config.schema import Recipe
+from sparrowlm.config.schema import Recipe, RolloutConfig
 from sparrowlm.errors import ConfigError
+
+
+def opens_thought(settings: RolloutConfig) -> bool:
+    """Whether an answer begins with its reasoning: the reward `format` asks for a thought."""
+    return "format" in settings.rewards
 
 
 def check_rollout(recipe: Recipe) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from sparrowlm.batch import Batch
 
@@ -103,6 +104,17 @@ def between(rows: Batch, packed: Batch, order: np.ndarray) -> Batch:
     )
     places = torch.from_numpy(order)
     return joined.map(lambda tensor: tensor[places])
+
+
+def padded(batch: Batch, rows: int) -> Batch:
+    """A packed batch with rows of padding alone behind its own, where it has fewer than `rows`."""
+    lacking = rows - len(batch.tokens)
+    if lacking <= 0:
+        return batch
+    longer = batch.map(lambda tensor: F.pad(tensor, (0, 0, 0, lacking)))
+    assert longer.segments is not None, "of packed rows"
+    longer.segments[-lacking:] = -1
+    return longer
 
 
 def packed_batches(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparrowlm.config import RolloutConfig
+from sparrowlm.config.rollout import opens_thought
 from sparrowlm.data.split import falls_out
 from sparrowlm.errors import DataError
 from sparrowlm.text.chat import ChatFormat
@@ -121,7 +122,7 @@ def encoder(
     if not settings.chat:
         return lambda prompt: _plain(tokenizer, prompt)
     chat = ChatFormat(tokenizer)
-    thinking = "format" in settings.rewards
+    thinking = opens_thought(settings)
     system = [{"role": "system", "content": settings.system}] if settings.system else []
 
     def turns(prompt: Any) -> list[int]:

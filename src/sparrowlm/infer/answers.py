@@ -9,7 +9,7 @@ from sparrowlm.infer.engine import End, Engine, Request
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.infer.tools import Toolbox
 from sparrowlm.runtime import derived_seed
-from sparrowlm.text.chat import ChatFormat, Part, parts_of, prompt_part
+from sparrowlm.text.chat import END, ChatFormat, Part, parts_of, prompt_part
 from sparrowlm.text.reply import CALL_CLOSES
 from sparrowlm.text.tokenizer import Tokenizer
 
@@ -37,11 +37,12 @@ class Dialect:
 
     Args:
         tokenizer: of the policy.
-        chat: ChatML turns; otherwise plain text, in which a call ends with its closing tag.
+        chat: turns; otherwise plain text, in which a call ends with its closing tag.
+        thinking: a turn begins with its reasoning, as the prompt does.
     """
 
-    def __init__(self, tokenizer: Tokenizer, chat: bool) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, chat: bool, thinking: bool = False) -> None:
+        self.tokenizer, self.thinking = tokenizer, thinking
         self.format = ChatFormat(tokenizer) if chat else None
         own = set() if tokenizer.eot_id is None else {tokenizer.eot_id}
         self.ends = frozenset(own if self.format is None else self.format.end_ids)
@@ -51,12 +52,17 @@ class Dialect:
         kept = [id for id in ids if id not in self.ends]
         return self.tokenizer.decode(kept, specials=True)
 
+    @property
+    def tells_results(self) -> bool:
+        """Whether a tool's turn can be written: in plain text, and in ChatML."""
+        return self.format is None or self.tokenizer.special_ids.get(END) in self.ends
+
     def result(self, result: str) -> list[int]:
         """A tool's turn, up to where the policy goes on."""
         if self.format is None:
             return self.tokenizer.encode(f"\n<tool_response>\n{result}\n</tool_response>\n")
         turn = parts_of([{"role": "tool", "content": result}])
-        parts = [Part("\n", True), *turn, prompt_part(False)]
+        parts = [Part("\n", True), *turn, prompt_part(self.thinking)]
         return self.format.encode_parts([(parts, 1)])[0].ids.tolist()
 
     def request(self, answer: Answer, room: int, tools: bool) -> Request:

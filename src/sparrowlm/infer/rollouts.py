@@ -7,7 +7,8 @@ boundary. What is pending between boundaries goes into the checkpoint.
 
 Ranks share the prompts, then exchange ids and rewards as tensors, so each holds the whole rollout.
 Log-probabilities come from the objective's own forward pass, over the very micro-batches of
-training, so the first ratio is exactly 1. Shapes: B rows, T positions, N completions, G of a group.
+training, so the first ratio is exactly 1 (up to rounding where memory runs out in between, and the
+micro-batches shrink). Shapes: B rows, T positions, N completions, G of a group.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from torch import Tensor
 
 from sparrowlm.batch import Batch
 from sparrowlm.config import Recipe
-from sparrowlm.config.rollout import check_rollout
-from sparrowlm.data.packing import Item, best_fit, packed_batch
+from sparrowlm.config.rollout import check_rollout, opens_thought
+from sparrowlm.data.packing import Item, best_fit, packed_batch, padded
 from sparrowlm.data.prompts import Prompt, PromptDataset
 from sparrowlm.data.streams import permute
-from sparrowlm.errors import UserError
+from sparrowlm.errors import ConfigError, UserError
 from sparrowlm.infer.answers import Answer, Dialect, write
 from sparrowlm.infer.engine import Engine
 from sparrowlm.infer.judging import Case, Judge
@@ -88,12 +89,20 @@ class RolloutStream:
         self.recipe, self.dataset, self.runtime = recipe, dataset, runtime
         self.settings, self.seq_len = recipe.rollout, recipe.train.seq_len
         self.model, self.objective, self.reference = model, objective, reference
-        self.score = score
+        self.score, self.micro_batch_size = score, recipe.train.micro_batch_size
+        chat, thinking = self.settings.chat, opens_thought(self.settings)
+        self.dialect = Dialect(dataset.tokenizer, chat, thinking)
+        if self.settings.tools and not self.dialect.tells_results:
+            raise ConfigError(
+                "cannot be called in the turns of this vocabulary's chat template",
+                where="rollout.tools",
+                why="they are not ChatML's, in which a result is written",
+                fix="leave it empty, or set rollout.chat = false",
+            )
         self.judge = Judge(
             self.settings.rewards, self.settings.reward_timeout, self.settings.reward_workers
         )
         self.tools = Toolbox(self.settings.tools) if self.settings.tools else None
-        self.dialect = Dialect(dataset.tokenizer, self.settings.chat)
         self.names = [*self.settings.rewards, *(["reward_model"] if score else [])]
         weights = self.settings.weights or (1.0,) * len(self.settings.rewards)
         self.weights = torch.tensor([*weights, *([1.0] if score else [])], dtype=torch.float64)
@@ -136,8 +145,12 @@ class RolloutStream:
             if name.startswith("columns/")
         }
         plain = {name: tensors[name] for name in ("tokens", "targets", "mask", "segments")}
-        self.pending = Batch(**plain, columns=columns)
+        self.pending = padded(Batch(**plain, columns=columns), self.runtime.world_size)
         self.boundary = int(tensors["boundary"].item())
+
+    def fit(self, rows: int) -> None:
+        """Look at so many rows of a rollout at once, as training does."""
+        self.micro_batch_size = rows
 
     def metrics(self) -> dict[str, tuple[float, float]]:
         """Of a new rollout: (sum, count) over all ranks; told once."""
@@ -176,6 +189,7 @@ class RolloutStream:
     def _roll(self, boundary: int) -> Batch:
         """Answer, judge, pack, and look at it with the policy's own eyes."""
         settings = self.settings
+        self._events.clear()  # of an attempt that memory did not suffice for
         prompts = [self.dataset.train[index] for index in self._chosen(boundary)]
         seed = derived_seed(self.recipe.train.seed, boundary * settings.steps)
         written = self._write(prompts, settings.group_size, seed, settings.temperature, boundary)
@@ -186,8 +200,8 @@ class RolloutStream:
             for n, size in enumerate(written.lengths.tolist())
         ]
         rows = best_fit([len(item.ids) - 1 for item in items], self.seq_len)
-        rows += [[]] * (self.runtime.world_size - len(rows))
         batch = packed_batch([[(items[n],) for n in row] for row in rows], self.seq_len)
+        batch = padded(batch, self.runtime.world_size)
         columns = self._looked_at(batch)
         places = chosen_places(items, rows, self.seq_len)  # (N, C)
         return batch._replace(columns=columns | self._advantages(rewards, places, columns))
@@ -339,7 +353,7 @@ class RolloutStream:
         model, objective = self.model, self.objective
         if model is None or objective is None:
             raise TypeError("a rollout needs a model and its objective")
-        rows, size = len(batch.tokens), self.recipe.train.micro_batch_size
+        rows, size = len(batch.tokens), self.micro_batch_size
         first, last = rank_share(rows, self.runtime.rank, self.runtime.world_size)
         found: dict[str, Tensor] = {}
         for start in range(first, last, size):

@@ -141,7 +141,7 @@ class Sitting:
         if found:
             self._tell_measured("eval", found, state)
         if isinstance(stream, RolloutStream) and state.step != self.trainer.schedule.total:
-            stream.batch(state.step, self.runtime.rank, self.runtime.world_size)
+            self.trainer.batch()
             for message in stream.events():
                 self.event(message)
 

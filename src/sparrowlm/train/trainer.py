@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from sparrowlm.checkpoint import State
 from sparrowlm.errors import EnvironmentFault
 from sparrowlm.optim import Optimizers, Schedule
 from sparrowlm.runtime import Runtime, all_sum, derived_seed
+
+Made = TypeVar("Made")
 
 
 class Stream(Protocol):
@@ -42,6 +44,15 @@ class Stateful(Protocol):
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Go on from what a checkpoint carried."""
+        ...
+
+
+@runtime_checkable
+class Fitting(Protocol):
+    """A stream that asks the model itself, of as many rows at once as a micro-batch has."""
+
+    def fit(self, rows: int) -> None:
+        """Ask of so many rows at once from now on."""
         ...
 
 
@@ -139,6 +150,13 @@ class Trainer:
         self.events: list[str] = []
         self.began = time.perf_counter() - state.seconds
         self.first_step_ended: tuple[int, float] | None = None
+        self._fit_stream()
+
+    def batch(self) -> Batch:
+        """This rank's rows of the step to come; a rollout is made here, with smaller micro-batches
+        where memory runs out."""
+        rank, world = self.runtime.rank, self.runtime.world_size
+        return self._fitting(lambda: self.stream.batch(self.state.step, rank, world))
 
     def run(self) -> Iterator[Row]:
         """Train, a row at a time, to the end of the schedule."""
@@ -146,7 +164,7 @@ class Trainer:
             began = time.perf_counter()
             scale = self.schedule.scale(self.state.step)
             self.optimizers.set_scale(scale)
-            metrics, tokens, grad_norm = self._fitting_step()
+            metrics, tokens, grad_norm = self._fitting(self._one_step)
             if isinstance(self.stream, Telling):
                 metrics |= self.stream.metrics()
                 self.events += self.stream.events()
@@ -165,15 +183,15 @@ class Trainer:
                 events=self._told(),
             )
 
-    def _fitting_step(self) -> tuple[dict[str, tuple[float, float]], int, float]:
-        """One step, with smaller micro-batches where memory runs out.
+    def _fitting(self, attempt: Callable[[], Made]) -> Made:
+        """A step or its batch, with smaller micro-batches where memory runs out.
 
         Nothing of a failed attempt remains, and a batch is a function of its step, so the second
         attempt is the same step.
         """
         while True:
             try:
-                return self._one_step()
+                return attempt()
             except (torch.OutOfMemoryError, RuntimeError) as fault:
                 if not is_out_of_memory(fault):
                     raise
@@ -189,7 +207,7 @@ class Trainer:
             where the step was not applied).
         """
         rank, world = self.runtime.rank, self.runtime.world_size
-        batch = self.stream.batch(self.state.step, rank, world)
+        batch = self.batch()
         counts = torch.stack([self.objective.count(batch), torch.tensor(batch.tokens.numel())])
         count, tokens = all_sum(counts.to(self.runtime.device)).tolist()
         # DDP averages over ranks; a sum over them is wanted.
@@ -306,7 +324,7 @@ class Trainer:
         Raises:
             EnvironmentFault: they hold one row already, or other ranks wait for this one.
         """
-        size = min(self.state.micro_batch_size, self.stream.batch(self.state.step).tokens.size(0))
+        size = self.state.micro_batch_size
         if size <= 1 or self.runtime.world_size > 1:
             raise EnvironmentFault(
                 f"out of memory at train.micro_batch_size {size}",
@@ -316,7 +334,12 @@ class Trainer:
                 else f"set train.micro_batch_size = {max(1, size // 2)}",
             ) from fault
         self.state = replace(self.state, micro_batch_size=size // 2)
+        self._fit_stream()
         self._tell(f"out of memory: micro_batch_size is now {size // 2}; batch_tokens stays")
+
+    def _fit_stream(self) -> None:
+        if isinstance(self.stream, Fitting):
+            self.stream.fit(self.state.micro_batch_size)
 
     def _tell(self, message: str) -> None:
         self.events.append(message)
@@ -328,8 +351,11 @@ class Trainer:
 
 
 def is_out_of_memory(fault: BaseException) -> bool:
-    """CUDA has an exception of its own; the CPU's allocator raises a plain RuntimeError."""
-    return isinstance(fault, torch.OutOfMemoryError) or "can't allocate memory" in str(fault)
+    """CUDA has an exception of its own; MPS and the CPU's allocator, whose words differ between
+    systems, raise a plain RuntimeError."""
+    plain = ("DefaultCPUAllocator: ", "MPS backend out of memory")
+    told = str(fault)
+    return isinstance(fault, torch.OutOfMemoryError) or any(words in told for words in plain)
 
 
 LOSS_SCALE_START, LOSS_SCALE_PATIENCE = 2.0**16, 2000
