@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sparrowlm.checkpoint import RunFolder
+from sparrowlm.checkpoint import RunFolder, find_run
 from sparrowlm.config import Recipe, TokenizerConfig, load_recipe
 from sparrowlm.pipeline import train
 from support import TINY, Silent, tiny_recipe
@@ -98,3 +98,13 @@ def run(recipe: Recipe, out: Path, **options: Any) -> list[dict[str, Any]]:
     """Train; returns the rows of the log but for events."""
     train(recipe, out, Silent(), **options)  # pyright: ignore[reportArgumentType]
     return [row for row in RunFolder(out).rows("metrics.jsonl") if row["kind"] != "event"]
+
+
+def only_adapters_moved(out: Path, base: Path) -> None:
+    """Assert that a run with adapters has trained these, beside the weights of `base`."""
+    folder, (origin, step) = RunFolder(out), find_run(base)
+    changes = folder.load(folder.newest()).model
+    assert all(name.endswith(("lora_a", "lora_b")) for name in changes)
+    assert any(value.any() for name, value in changes.items() if name.endswith("lora_b"))
+    kept, wanted = folder.load_base(), origin.weights(step)
+    assert all(np.array_equal(kept[name], wanted[name]) for name in wanted)

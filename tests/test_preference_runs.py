@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,18 @@ import pytest
 import torch
 
 from sparrowlm.checkpoint import RunFolder
-from sparrowlm.config import LoraConfig, dump_recipe
+from sparrowlm.config import (
+    InitConfig,
+    LoraConfig,
+    ModelConfig,
+    Recipe,
+    TokenizerConfig,
+    dump_recipe,
+)
+from sparrowlm.errors import RunError
 from sparrowlm.pipeline import train
-from stage_support import run, shrunk, write_files
-from support import Silent, measured_again, quick, run_ranks, same_results
+from stage_support import SEQ_LEN, only_adapters_moved, run, shrunk, write_files
+from support import TINY, Silent, measured_again, quick, run_ranks, same_results
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +107,88 @@ def test_a_resumed_run_keeps_what_its_reference_said(files, tmp_path) -> None:
     same_results(tmp_path / "straight", half)
 
 
+def stopped_after(steps: int):
+    left = iter(range(steps - 1))
+    return lambda: next(left, None) is None
+
+
+@pytest.mark.parametrize(("name", "data"), [("reward", "pairs"), ("distill", "text")])
+def test_judges_and_students_resume_exactly(files, tmp_path, name, data) -> None:
+    recipe = shrunk(name, files, data)
+    run(recipe, tmp_path / "straight")
+    half = tmp_path / "half"
+    assert train(recipe, half, Silent(), should_stop=stopped_after(4)) is None  # pyright: ignore[reportArgumentType]
+    assert RunFolder(half).steps()[-1] == 4
+    run(recipe, half, resume=True)
+    same_results(tmp_path / "straight", half)
+
+
+def test_a_student_that_is_adapted_changes_its_adapters_alone(files, tmp_path) -> None:
+    recipe = shrunk("distill", files, "text", lora={"rank": 2}, init={"from_": str(files["base"])})
+    run(replace(recipe, model=ModelConfig()), tmp_path / "run")
+    only_adapters_moved(tmp_path / "run", files["base"])
+
+
+def test_a_teacher_that_was_trained_on_is_asked_as_it_was(files, tmp_path) -> None:
+    """Its best step is another one now; a run that goes on asks the one that it began with."""
+    teacher = tmp_path / "teacher"
+    shutil.copytree(files["base"], teacher)
+    recipe = shrunk("distill", files, "text", distill={"teacher": str(teacher)})
+    run(recipe, tmp_path / "straight")
+    half = tmp_path / "half"
+    assert train(recipe, half, Silent(), should_stop=stopped_after(4)) is None  # pyright: ignore[reportArgumentType]
+    folder, began = RunFolder(teacher), RunFolder(teacher).best()
+    better = folder.load(began)
+    for tensor in better.model.values():
+        tensor.add_(0.1)
+    folder.save(replace(better, state=replace(better.state, step=99, best_step=99)), keep_last=9)
+    assert folder.best() == 99
+    shutil.copytree(half, tmp_path / "refused")
+    run(recipe, half, resume=True)
+    same_results(tmp_path / "straight", half)
+    measured = RunFolder(half).rows("metrics.jsonl")
+    last = [row for row in measured if row["kind"] == "eval"][-1]
+    assert measured_again(half)["divergence"] == pytest.approx(last["val_divergence"], rel=1e-5)
+
+    shutil.rmtree(folder.folder(began))
+    told = rf"distill.teacher, .*: step {began} is gone(?s:.*)distill.teacher = \".*step-00000099\""
+    with pytest.raises(RunError, match=told):
+        run(recipe, tmp_path / "refused", resume=True)
+    folder.save(replace(better, state=replace(better.state, step=began)), keep_last=9)
+    with pytest.raises(RunError, match=rf"step {began} is another one now"):
+        run(recipe, tmp_path / "refused", resume=True)
+    other = replace(recipe, distill=replace(recipe.distill, teacher=str(folder.folder(99))))
+    run(other, tmp_path / "refused", resume=True)
+
+
+def test_a_run_that_asks_nobody_keeps_no_record_of_it(files, tmp_path) -> None:
+    run(shrunk("reward", files, "pairs"), tmp_path / "run")
+    assert not (tmp_path / "run" / "asked.json").exists()
+
+
+def beginning(files: dict[str, Path], name: str, tied: bool) -> Recipe:
+    """A recipe of pairs or text that starts from random weights, so that their shape is free."""
+    recipe = shrunk(name, files, "text" if name == "distill" else "pairs")
+    if name == "distill":
+        return recipe
+    model = replace(TINY, vocab_size=0, max_seq_len=SEQ_LEN, tie_embeddings=tied)
+    tokenizer = TokenizerConfig(kind="folder", path=str(files["base"] / "tokenizer"))
+    return replace(recipe, init=InitConfig(), model=model, tokenizer=tokenizer)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sigmoid", "kto"])
 def test_two_ranks_equal_one(files, tmp_path, loss) -> None:
-    recipe = shrunk("dpo", files, "pairs", preference={"loss": loss})
+    equal_on_two_ranks(shrunk("dpo", files, "pairs", preference={"loss": loss}), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "tied"), [("reward", True), ("reward", False), ("distill", True)])
+def test_two_ranks_of_judges_and_students_equal_one(files, tmp_path, name, tied) -> None:
+    equal_on_two_ranks(beginning(files, name, tied), tmp_path)
+
+
+def equal_on_two_ranks(recipe: Recipe, tmp_path: Path) -> None:
     recipe = replace(recipe, train=replace(recipe.train, precision="float64"))
     path = tmp_path / "recipe.toml"
     path.write_text(dump_recipe(recipe), encoding="utf-8")

@@ -22,7 +22,7 @@ from sparrowlm.pipeline import load_run, train
 from sparrowlm.train.build import build, load_weights, resolve_recipe
 from sparrowlm.train.opening import dataset_of, inherit
 from sparrowlm.train.reference import reference_of
-from stage_support import run, shrunk, write_files
+from stage_support import only_adapters_moved, run, shrunk, write_files
 from support import Silent, cpu, quick, same_results
 
 LEARNING = {"lr": 1e-2, "warmup_steps": 1}
@@ -104,16 +104,30 @@ def test_adapters_are_a_policy(files, tmp_path) -> None:
     plain = next(row for row in whole if row["kind"] == "train")
     assert first["reward"] == plain["reward"] > 0
     assert (first["ratio"], first["clipped"]) == (1.0, 0.0)
-    folder, (base, step) = RunFolder(tmp_path / "run"), find_run(files["base"])
-    changes = folder.load(6).model
-    assert all(name.endswith(("lora_a", "lora_b")) for name in changes)
-    assert any(value.any() for name, value in changes.items() if name.endswith("lora_b"))
-    kept, wanted = folder.load_base(), base.weights(step)
-    assert all(torch.equal(kept[name], wanted[name]) for name in wanted)
+    only_adapters_moved(tmp_path / "run", files["base"])
     half = tmp_path / "half"
     assert train(recipe, half, Silent(), should_stop=stopped_after(3)) is None  # pyright: ignore
     run(recipe, half, resume=True)
     same_results(tmp_path / "run", half)
+
+
+def test_adapters_are_a_policy_with_a_value_head(files, tmp_path) -> None:
+    run(rewarded(files, "ppo", lora={"rank": 2}), tmp_path / "run")
+    only_adapters_moved(tmp_path / "run", files["base"])
+    trained = RunFolder(tmp_path / "run").load(6).under("optimizer/")
+    assert trained
+    assert all(".lora_" in name or name.startswith("objective.") for name in trained)
+
+
+def test_the_judge_and_the_reference_of_a_policy_stay_what_they_were(files, tmp_path) -> None:
+    changes = {"policy": {"kl_weight": 0.1}, "rollout": {"reward_model": str(files["judge"])}}
+    changes["train"] = {"length": "1 steps"}
+    run(rewarded(files, **changes), tmp_path / "run")
+    asked = json.loads((tmp_path / "run" / "asked.json").read_text(encoding="utf-8"))
+    assert {key: (one["named"], one["step"]) for key, one in asked.items()} == {
+        "init.from": (str(files["base"]), find_run(files["base"])[1]),
+        "rollout.reward_model": (str(files["judge"]), find_run(files["judge"])[1]),
+    }
 
 
 def test_a_reward_models_score_is_added(files, tmp_path) -> None:

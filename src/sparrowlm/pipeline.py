@@ -26,6 +26,8 @@ from sparrowlm.runtime import Runtime, detect, machine, matmul_rate
 from sparrowlm.share.adapters import is_peft, keep_adapter, with_adapter
 from sparrowlm.text.chat import ChatFormat
 from sparrowlm.text.tokenizer import Tokenizer, load_tokenizer
+from sparrowlm.train.asked import FILE as ASKED
+from sparrowlm.train.asked import asked_of, pinned
 from sparrowlm.train.build import (
     Parts,
     build,
@@ -111,13 +113,17 @@ def _train(
         resume_point(run, recipe, dataset, runtime) if resume else (None, _first_told(dataset))
     )
     weights = _weights(run, recipe, dataset, checkpoint)
+    asked = asked_of(recipe, run if checkpoint else None)
     barrier(runtime)  # nobody writes before all have read
     if runtime.is_main:
         _open_folder(run, recipe, dataset, checkpoint, weights)
+        if asked:
+            files.write_json(run.path / ASKED, asked)
     barrier(runtime)  # the folder is there
     dataset = referenced(recipe, dataset, run, runtime, resuming=checkpoint is not None)
-    reference = reference_of(recipe, dataset, runtime)
-    parts = build(recipe, dataset, runtime, checkpoint, weights, should_stop, reference)
+    exact = pinned(recipe, asked)
+    reference = reference_of(exact, dataset, runtime)
+    parts = build(exact, dataset, runtime, checkpoint, weights, should_stop, reference)
     barrier(runtime)
     log = partial(run.append, "metrics.jsonl")
     with forwarding(display, recipe, run.path, parts.trainer.state.step, log) as told:

@@ -15,6 +15,7 @@ from sparrowlm.infer.rollouts import RolloutStream
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.objectives.policy import Policy
 from sparrowlm.runtime import Runtime
+from sparrowlm.train.asked import asked_of, pinned
 from sparrowlm.train.measure import LOGGED, stride_of, sums_of
 from sparrowlm.train.opening import dataset_of
 from sparrowlm.train.reference import reference_of, referenced
@@ -100,6 +101,7 @@ def _scene(
         eval=replace(recipe.eval, windows=reading.windows, micro_batch_size=rows),
     )
     dataset = referenced(recipe, dataset, run, runtime, resuming=True)
+    recipe = pinned(recipe, asked_of(recipe, run))
     reference = reference_of(recipe, dataset, runtime)
     return Scene(recipe, dataset, runtime, model, reference, stride=reading.stride)
 
