@@ -78,7 +78,7 @@ def test_what_cleaning_removes_is_told(
     ("options", "told"),
     [
         (["--tokenizer", "/absent"], "error: /absent: no such folder"),
-        (["--val-fraction", "1.5"], "error: data.val_fraction: is 1.5"),
+        (["--val-fraction", "1.5"], "error: data.val_fraction is 1.5"),
         (["--languages", "elvish"], "error: data.clean.languages: 'elvish' is not told apart"),
         (["--encoding", "utf-99"], 'error: data.encoding: "utf-99" is not an encoding'),
     ],
