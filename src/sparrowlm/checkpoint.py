@@ -51,7 +51,7 @@ class State:
     best_step: int = 0  # 0: never measured
     best_val_loss: float | None = None
     best_val_reward: float | None = None  # Of stages that are rewarded, instead of the loss
-    threads: int = 0  # Results are bit-equal for the same number
+    threads: int = 0  # Of the last sitting; results are bit-equal for the same number
     world_size: int = 1
     data_fingerprint: str = ""
     tokenizer_fingerprint: str = ""
@@ -127,7 +127,8 @@ class RunFolder:
             save_tensors(checkpoint.trainer, work / "trainer.safetensors")
             files.write_json(work / "state.json", asdict(state))
         self.point(state)
-        for step in self.steps()[:-keep_last]:
+        # Later ones are damaged: the run has gone on from before them.
+        for step in [step for step in self.steps() if step <= state.step][:-keep_last]:
             if step != state.best_step:
                 _remove(self.folder(step))
 
@@ -245,9 +246,11 @@ class RunFolder:
         return sizes
 
     def cut_logs(self, sizes: dict[str, int]) -> None:
-        """Cut the logs back to where a checkpoint left them; to nothing where it says nothing."""
+        """Cut the logs back to where a checkpoint left them; to nothing where it says nothing. One
+        that is shorter, since it was lost, stays as it is."""
         for name in self.LOGS:
-            os.truncate(self.path / name, sizes.get(name, 0))
+            path = self.path / name
+            os.truncate(path, min(sizes.get(name, 0), path.stat().st_size))
 
     def rows(self, log: str) -> Iterator[dict[str, Any]]:
         """The rows of a log; a last line that a kill cut short is left out."""

@@ -45,7 +45,7 @@ from sparrowlm.train.opening import (
 )
 from sparrowlm.train.plan import Plan, plan_of
 from sparrowlm.train.reference import reference_of, referenced, same_vocabulary
-from sparrowlm.train.resume import resume_point
+from sparrowlm.train.resume import as_begun, resume_point
 from sparrowlm.train.sitting import Display, Sitting
 from sparrowlm.train.stages import STAGES, Scene, packing_of
 from sparrowlm.train.summary import summarize
@@ -105,6 +105,8 @@ def _train(
     dataset_folder: Path | None,
 ) -> dict[str, Any] | None:
     """`train`, once the ranks have met. What refers to their group ends with this function."""
+    if resume and run.exists:
+        recipe = as_begun(recipe, run)
     recipe = inherit(recipe, run if resume and run.exists else None)
     check_lora(recipe)
     dataset = dataset_of(recipe, runtime, progress, dataset_folder)
