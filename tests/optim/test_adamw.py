@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sparrowlm.config import OptimConfig
-from sparrowlm.optim import AdamW, Group, build_optimizers
+from sparrowlm.optim import AdamW, Group, build_optimizers, groups
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -68,6 +68,19 @@ def test_state_that_is_saved_and_loaded_goes_on_alike(name):
         second.step()
     for one, two in zip(straight.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_parameter_that_nothing_would_step_is_found(name, monkeypatch):
+    """Of a kind that has no group yet, or one that is in two."""
+    layer = nn.Linear(4, 4)
+    matrix, vector = {"weight": layer.weight}, {"bias": layer.bias}
+    none: dict[str, nn.Parameter] = {}
+    for vectors, others in ((none, vector), (vector | matrix, none)):
+        kinds = {"matrices": matrix, "tables": none, "vectors": vectors, "adapters": none}
+        monkeypatch.setattr(groups, "split_parameters", lambda _, k=kinds | {"new": others}: k)
+        with pytest.raises(RuntimeError, match="exactly one optimizer group"):
+            build_optimizers(layer, OptimConfig(name=name))
 
 
 def test_a_step_does_not_load_the_compiler():

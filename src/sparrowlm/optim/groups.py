@@ -32,9 +32,6 @@ def split_parameters(module: nn.Module) -> dict[str, Named]:
 
     Args:
         module: the model, or a module that holds the model and its objective.
-
-    Raises:
-        RuntimeError: a parameter is in no group or in two (our mistake, so a traceback).
     """
     tables = {
         id(parameter)
@@ -43,8 +40,9 @@ def split_parameters(module: nn.Module) -> dict[str, Named]:
         for parameter in child.parameters(recurse=False)
     }
     groups: dict[str, Named] = {"matrices": {}, "tables": {}, "vectors": {}, "adapters": {}}
-    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    for name, parameter in trainable.items():
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if parameter.ndim < 2:
             groups["vectors"][name] = parameter
         elif name.endswith(ADAPTERS):
@@ -53,9 +51,6 @@ def split_parameters(module: nn.Module) -> dict[str, Named]:
             groups["tables"][name] = parameter
         else:
             groups["matrices"][name] = parameter
-    grouped = [id(parameter) for group in groups.values() for parameter in group.values()]
-    if sorted(grouped) != sorted(id(parameter) for parameter in trainable.values()):
-        raise RuntimeError("a trainable parameter is not in exactly one optimizer group")
     return groups
 
 
@@ -131,6 +126,9 @@ def build_optimizers(
         module: what is trained.
         config: the `[optim]` table.
         muon_dtype: of the Newton-Schulz products.
+
+    Raises:
+        RuntimeError: a parameter is in no group or in two (our mistake, so a traceback).
     """
     named = split_parameters(module)
     decay = config.weight_decay
@@ -145,6 +143,9 @@ def build_optimizers(
     if muon:
         rules.append(Muon(muon, config.momentum, muon_dtype))
     names: dict[Tensor, str] = {p: name for group in named.values() for name, p in group.items()}
+    stepped = [id(p) for rule in rules for group in rule.groups for p in group.params]
+    if sorted(stepped) != sorted(id(p) for p in module.parameters() if p.requires_grad):
+        raise RuntimeError("a trainable parameter is not in exactly one optimizer group")
     return Optimizers(rules, names)
 
 

@@ -13,17 +13,15 @@ step, and then let go; what it said is kept in the run:
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from sparrowlm import files
-from sparrowlm.checkpoint import RunFolder, find_run
+from sparrowlm.checkpoint import RunFolder, find_run, fingerprint
 from sparrowlm.config import Recipe
 from sparrowlm.data.mismatch import mismatched
 from sparrowlm.data.packing import packed_batch
@@ -130,7 +128,7 @@ def referenced(
     kept = _kept(folder)
     if not (resuming and {**kept, "weights": None} == {**facts, "weights": None}):
         reference = load_frozen(recipe.init.from_, "init.from", dataset, runtime)
-        facts["weights"] = weights_fingerprint(reference)
+        facts["weights"] = fingerprint(reference.state_dict())
         if kept != facts:
             rows, seq_len = recipe.eval.micro_batch_size, recipe.train.seq_len
             said = {
@@ -213,15 +211,6 @@ def _put_back(said: np.ndarray, values: np.ndarray, sequences: Sequences, row: l
             first, last = int(sequences.starts[number]), int(sequences.starts[number + 1])
             said[first + 1 : last] = values[start : start + last - first - 1]
             start += last - first - 1
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of a model's weights, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode("utf-8"))
-        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _kept(folder: Path) -> dict[str, Any]:

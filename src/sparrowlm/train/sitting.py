@@ -229,7 +229,8 @@ class Sitting:
             improved = reward is not None and reward > before
             better = replace(state, best_val_reward=reward, best_step=row.step)
         else:
-            improved = loss is not None and loss < (state.best_val_loss or math.inf)
+            before = math.inf if state.best_val_loss is None else state.best_val_loss
+            improved = loss is not None and loss < before
             better = replace(state, best_val_loss=loss, best_step=row.step)
         if improved:
             self.trainer.state = better

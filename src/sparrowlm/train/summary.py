@@ -27,13 +27,15 @@ def summarize(run: RunFolder, parts: Parts, dataset: AnyDataset) -> dict[str, An
     rows = list(run.rows("metrics.jsonl"))
     steps = [row for row in rows if row["kind"] == "train"]
     evals = [row for row in rows if row["kind"] == "eval"]
-    whole = [row for row in rows if row["kind"] == "eval_whole"]
+    state = parts.trainer.state
+    # A run that was made longer has one of each of its ends.
+    whole = [row for row in rows if row["kind"] == "eval_whole" and row["step"] == state.step]
     measured = [row for row in whole or evals if row["step"] and row["val_loss"] is not None]
     best = min(measured, key=lambda row: row["val_loss"], default={})
     answered = [row for row in evals if row["step"] and row.get("val_reward") is not None]
     rewards = [row["val_reward"] for row in answered]
-    state = parts.trainer.state
-    tail = [row["loss"] for row in steps[-max(1, min(100, len(steps) // 10)) :] if row["loss"]]
+    last = steps[-max(1, min(100, len(steps) // 10)) :]
+    tail = [row["loss"] for row in last if row["loss"] is not None]
     speeds = sorted(row["tokens_per_second"] for row in steps)
     shares = sorted(row["mfu"] for row in steps if row["mfu"] is not None)
     return {
