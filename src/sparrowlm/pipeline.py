@@ -16,7 +16,7 @@ from sparrowlm.data.mixture import contaminations
 from sparrowlm.data.sequences import AnyDataset, SequenceDataset
 from sparrowlm.data.shards import is_dataset
 from sparrowlm.errors import RunError, TokenizerError
-from sparrowlm.infer.engine import Engine, Request
+from sparrowlm.infer.engine import Engine
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.model.count import flops_per_token
 from sparrowlm.model.transformer import Transformer
@@ -46,7 +46,8 @@ from sparrowlm.train.opening import (
 from sparrowlm.train.plan import Plan, plan_of
 from sparrowlm.train.reference import reference_of, referenced, same_vocabulary
 from sparrowlm.train.resume import as_begun, resume_point
-from sparrowlm.train.sitting import Display, Sitting
+from sparrowlm.train.samples import Write, writer
+from sparrowlm.train.sitting import Cadences, Display, Sitting
 from sparrowlm.train.stages import STAGES, Scene, packing_of
 from sparrowlm.train.summary import summarize
 
@@ -109,6 +110,7 @@ def _train(
         recipe = as_begun(recipe, run)
     recipe = inherit(recipe, run if resume and run.exists else None)
     check_lora(recipe)
+    Cadences.of(recipe)  # a mistake in them is told before text is prepared
     dataset = dataset_of(recipe, runtime, progress, dataset_folder)
     recipe = resolve_recipe(recipe, dataset.vocab_size, runtime)
     checkpoint, changes = (
@@ -117,19 +119,20 @@ def _train(
     weights = _weights(run, recipe, dataset, checkpoint)
     asked = asked_of(recipe, run if checkpoint else None)
     barrier(runtime)  # nobody writes before all have read
-    if runtime.is_main:
-        _open_folder(run, recipe, dataset, checkpoint, weights)
-        if asked:
-            files.write_json(run.path / ASKED, asked)
-    barrier(runtime)  # the folder is there
     dataset = referenced(recipe, dataset, run, runtime, resuming=checkpoint is not None)
     exact = pinned(recipe, asked)
     reference = reference_of(exact, dataset, runtime)
     parts = build(exact, dataset, runtime, checkpoint, weights, should_stop, reference)
+    write = writer(parts.model, dataset.tokenizer, recipe, runtime)
+    barrier(runtime)  # all is well: from here on the folder holds a run
+    if runtime.is_main:
+        if asked:
+            files.write_json(run.path / ASKED, asked)
+        _open_folder(run, recipe, dataset, checkpoint, weights)
     barrier(runtime)
     log = partial(run.append, "metrics.jsonl")
     with forwarding(display, recipe, run.path, parts.trainer.state.step, log) as told:
-        return _sit(parts, recipe, run, dataset, runtime, told, changes)
+        return _sit(parts, recipe, run, dataset, runtime, told, write, changes)
 
 
 def _first_told(dataset: AnyDataset) -> list[str]:
@@ -146,6 +149,7 @@ def _sit(
     dataset: AnyDataset,
     runtime: Runtime,
     display: Display,
+    write: Write | None,
     changes: list[str],
 ) -> dict[str, Any] | None:
     """Run one sitting and close it."""
@@ -165,7 +169,7 @@ def _sit(
         dataset,
         runtime,
         display,
-        _writer(parts.model, dataset.tokenizer, recipe, runtime),
+        write,
         flops_per_token=flops_per_token(recipe.model, recipe.train.seq_len, recipe.lora),
         ceiling=ceiling,
     )
@@ -259,7 +263,7 @@ def _open_folder(
     files.write_json(run.path / "machine.json", facts)
     run.cut_logs(checkpoint.state.log_bytes if checkpoint else {})
     (run.path / "summary.json").unlink(missing_ok=True)  # of a run that is longer now
-    if recipe.lora.rank and not run.exists:
+    if recipe.lora.rank and checkpoint is None:
         run.save_base(weights or {}, str(_origin(recipe)))
     # Last: its presence says that a run was started here.
     files.write_text(run.path / "config.toml", dump_recipe(recipe))
@@ -272,7 +276,7 @@ def _weights(
 ) -> dict[str, Any] | None:
     """What `build` wants beside a checkpoint: the weights of the run that `init.from` names at the
     start, and at any step the base of a run that trains adapters."""
-    if recipe.lora.rank and run.exists:
+    if recipe.lora.rank and checkpoint is not None:
         return run.load_base()
     return None if checkpoint or not recipe.init.from_ else _first_weights(recipe, dataset)
 
@@ -292,36 +296,6 @@ def _first_weights(recipe: Recipe, dataset: AnyDataset) -> dict[str, Any]:
     run, step = find_run(Path(recipe.init.from_))
     same_vocabulary(run, dataset)
     return run.weights(step)
-
-
-def _writer(
-    model: Transformer, tokenizer: Tokenizer | None, recipe: Recipe, runtime: Runtime
-) -> Callable[[str, int], str] | None:
-    """What writes samples while a model trains; where it learns to answer, the prompts are a
-    user's turns."""
-    if tokenizer is None:
-        return None
-    settings = recipe.samples
-    chat = ChatFormat(tokenizer) if learns_to_answer(recipe) else None
-
-    def write(prompt: str, seed: int) -> str:
-        sampling = Sampling(
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            max_tokens=settings.max_tokens,
-            seed=seed,
-        )
-        engine = Engine(model, tokenizer, runtime)
-        if chat is None:
-            return engine.text(prompt, sampling)
-        asked = chat.prompt_ids([{"role": "user", "content": prompt}])
-        if len(asked) > engine.context:
-            return ""  # a long question is no reason to end a run
-        request = Request(asked, sampling, ends=chat.end_ids)
-        # An answer stands on a line of its own wherever a sample is shown behind its prompt.
-        return "\n" + "".join(piece.text for piece in engine.stream([request]))
-
-    return write
 
 
 @dataclass(frozen=True)

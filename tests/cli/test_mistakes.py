@@ -13,7 +13,7 @@ import pytest
 
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.cli import main
-from support import run_command, write_recipe
+from support import quick, run_command, write_recipe
 
 
 @pytest.fixture
@@ -147,6 +147,55 @@ def test_resume_of_nothing(capsys, recipe, tmp_path):
     code, said = told(capsys, "train", recipe, "--out", tmp_path / "none", "--resume")
     assert code == 2
     assert "holds no run to resume" in said
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("cadence", ["eval", "samples", "checkpoint"])
+def test_a_cadence_that_is_none_is_found_before_text_is_prepared(
+    capsys, recipe, tmp_path, monkeypatch, cadence
+):
+    monkeypatch.setattr("sparrowlm.pipeline.dataset_of", pytest.fail)
+    line = ["train", recipe, "--out", tmp_path / "run", f"--{cadence}.every", "1 epoch"]
+    code, said = told(capsys, *line)
+    assert code == 2
+    assert f'{cadence}.every: "1 epoch" is not a length' in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_in_what_is_trained_leaves_no_run(capsys, recipe, tmp_path, monkeypatch):
+    """Here documents that cannot be told apart: only the stream finds that out."""
+    quick(monkeypatch, tmp_path)
+    line = ["train", recipe, "--out", tmp_path / "run"]
+    code, said = told(capsys, *line, "--data.document_mask")
+    assert code == 2
+    assert "documents cannot be told apart" in said
+    assert not (tmp_path / "run").exists()
+    assert told(capsys, *line)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fault"),
+    [
+        ("你好", "'你好' cannot be written: the vocabulary has no '你', '好'"),
+        ("ab" * 9, "18 tokens"),
+    ],
+    ids=["vocabulary", "context"],
+)
+def test_a_sample_that_cannot_be_written_is_found_before_the_first_step(
+    capsys, recipe, tmp_path, monkeypatch, prompt, fault
+):
+    quick(monkeypatch, tmp_path)
+    (tmp_path / "text.txt").write_text("abcdefgh\n" * 200)
+    line = ["train", recipe, "--out", tmp_path / "run", "--data.path", tmp_path / "text.txt"]
+    line += ["--tokenizer.kind", "chars", "--samples.every", "2 steps", "--samples.max_tokens", "4"]
+    code, said = told(capsys, *line, "--samples.prompts", prompt)
+    assert code == 2
+    assert "samples.prompts: " in said
+    assert fault in said
+    assert not (tmp_path / "run").exists()
+    assert told(capsys, *line, "--samples.prompts", "ab", "")[0] == 0
+    rows = list(RunFolder(tmp_path / "run").rows("samples.jsonl"))
+    assert [row["prompt"] for row in rows] == ["ab", ""] * 2
 
 
 def test_weights_of_another_vocabulary_are_not_started_from(capsys, recipe, tmp_path):

@@ -8,9 +8,8 @@ which is the same on all ranks, so all ranks take it together; only rank 0 write
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sparrowlm.checkpoint import Checkpoint, RunFolder, State
 from sparrowlm.config import Recipe
@@ -24,6 +23,7 @@ from sparrowlm.model.lora import trained_tensors
 from sparrowlm.runtime import Runtime, derived_seed, peak_memory_bytes
 from sparrowlm.train.build import Parts
 from sparrowlm.train.measure import Means, finite, mean, measure, stride_of
+from sparrowlm.train.samples import Write
 from sparrowlm.train.trainer import Row, Stateful, Trainer
 
 
@@ -72,6 +72,27 @@ class Cadence:
         return before[index] // self.amount < after[index] // self.amount
 
 
+class Cadences(NamedTuple):
+    """How often a run is measured, writes samples and is saved."""
+
+    measure: Cadence
+    sample: Cadence
+    save: Cadence
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Cadences:
+        """Read the settings.
+
+        Raises:
+            ConfigError: one is no number of steps or seconds.
+        """
+        return cls(
+            Cadence.of(recipe.eval.every, "eval.every"),
+            Cadence.of(recipe.samples.every, "samples.every"),
+            Cadence.of(recipe.checkpoint.every, "checkpoint.every"),
+        )
+
+
 class Sitting:
     """Consumes the trainer's rows.
 
@@ -82,7 +103,7 @@ class Sitting:
         dataset: for the held-out split and the tokenizer.
         runtime: device and rank.
         display: shows things; called on rank 0 only.
-        write: `(prompt, seed) -> text`, what the model writes now; None where it cannot.
+        write: of `samples.writer`; None: no samples.
         flops_per_token: of a training step, for utilization.
         ceiling: FLOP/s that this machine multiplies matrices at; 0 where not measured.
     """
@@ -95,18 +116,15 @@ class Sitting:
         dataset: AnyDataset,
         runtime: Runtime,
         display: Display,
-        write: Callable[[str, int], str] | None,
+        write: Write | None,
         *,
         flops_per_token: float,
         ceiling: float,
     ) -> None:
         self.parts, self.recipe, self.run_folder = parts, recipe, run
         self.dataset, self.runtime, self.display = dataset, runtime, display
-        self.write = write if recipe.samples.every else None
+        self.write, self.cadences = write, Cadences.of(recipe)
         self.flops_per_token, self.ceiling = flops_per_token, ceiling
-        self.eval_cadence = Cadence.of(recipe.eval.every, "eval.every")
-        self.sample_cadence = Cadence.of(recipe.samples.every, "samples.every")
-        self.save_cadence = Cadence.of(recipe.checkpoint.every, "checkpoint.every")
 
     @property
     def trainer(self) -> Trainer:
@@ -152,13 +170,13 @@ class Sitting:
             after = (row.step, row.seconds)
             self._log(row)
             last = row.step == self.trainer.schedule.total
-            measured = last or self.eval_cadence.due(before, after)
+            measured = last or self.cadences.measure.due(before, after)
             improved = self._measure(row) if measured else False
             if last and self.recipe.eval.windows and self.recipe.eval.whole_at_end:
                 self._measure_whole(row)
-            if last or self.sample_cadence.due(before, after):
+            if last or self.cadences.sample.due(before, after):
                 self._sample(row)
-            if last or improved or row.stopping or self.save_cadence.due(before, after):
+            if last or improved or row.stopping or self.cadences.save.due(before, after):
                 self._save()
             if row.stopping and not last:
                 return False
