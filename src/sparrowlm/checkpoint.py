@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from sparrowlm import files
 from sparrowlm.config import Recipe, load_recipe
+from sparrowlm.data.lock import locked
 from sparrowlm.errors import EnvironmentFault, RunError
 from sparrowlm.model.lora import changes_of, merge
 
@@ -88,8 +90,25 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.base = path / "base"
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Be the one process that trains this run, for the length of a `with` block and no longer
+        than the process lives. A folder made for that is removed again where nothing came of it.
+
+        Raises:
+            RunError: another process trains it.
+        """
+        made = not self.path.exists()
+        try:
+            with locked(self.path, wait=False, inside=True):
+                yield
+        finally:
+            if made:
+                with suppress(OSError):  # it is not empty
+                    self.path.rmdir()
+
     def create(self) -> None:
-        """Make the folder; what killed writers left in it is removed.
+        """Make the folder; what killed writers left in it is removed: `held` keeps others out.
 
         A new run shows its metrics and samples from the start, empty.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -91,7 +92,7 @@ def train(
         raise RunError(
             "holds a run already", where=str(out), fix="add --resume, or choose another --out"
         )
-    with process_group(runtime):
+    with process_group(runtime), run.held() if runtime.is_main else nullcontext():
         return _train(recipe, run, runtime, display, resume, should_stop, progress, dataset_folder)
 
 

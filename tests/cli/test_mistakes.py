@@ -198,6 +198,30 @@ def test_a_sample_that_cannot_be_written_is_found_before_the_first_step(
     assert [row["prompt"] for row in rows] == ["ab", ""] * 2
 
 
+def test_a_run_is_trained_by_one_process_at_a_time(capsys, recipe, tmp_path, monkeypatch):
+    quick(monkeypatch, tmp_path)
+    run = RunFolder(tmp_path / "run")
+    line = ["train", recipe, "--out", run.path]
+    with run.held():
+        code, said = told(capsys, *line)
+        assert code == 2
+        assert "is being written by another process" in said
+        assert not run.exists
+    assert told(capsys, *line)[0] == 0
+    half_written = run.checkpoints / ".tmp-step-00000006-abcdefgh"
+    half_written.mkdir()
+    run.append("metrics.jsonl", {"kind": "event"})
+    log = (run.path / "metrics.jsonl").read_bytes()
+    with run.held():
+        code, said = told(capsys, *line, "--resume", "--train.length", "6 steps")
+        assert code == 2
+        assert f"{run.path}: is being written by another process" in said
+        assert half_written.is_dir()
+        assert (run.path / "metrics.jsonl").read_bytes() == log
+    assert told(capsys, *line, "--resume", "--train.length", "6 steps")[0] == 0
+    assert run.newest() == 6
+
+
 def test_weights_of_another_vocabulary_are_not_started_from(capsys, recipe, tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"{name}.txt").write_text("\n".join(f"{name} {i}" for i in range(2000)))

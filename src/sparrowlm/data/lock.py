@@ -18,18 +18,19 @@ POLL = 0.2  # seconds
 
 
 @contextmanager
-def locked(result: Path, *, wait: bool) -> Iterator[None]:
+def locked(result: Path, *, wait: bool, inside: bool = False) -> Iterator[None]:
     """Hold the right to write `result`; the system gives it back when the process ends, however
     it ends. Where the file system knows no locks (some network ones), nobody is kept out.
 
     Args:
         result: what is written; the lock is a file beside it, gone afterwards.
         wait: until another process is done, instead of raising.
+        inside: `result` is a folder that may be there already, and the lock a file in it.
 
     Raises:
         RunError: another process is writing it.
     """
-    path = result.parent / f".{result.name}.lock"
+    path = result / ".lock" if inside else result.parent / f".{result.name}.lock"
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = _acquire(path)
