@@ -148,6 +148,19 @@ def test_other_changes_cannot_be_resumed(runs, tmp_path):
             run(replace(recipe, lora=lora), copy, resume=True)
 
 
+def test_before_its_first_checkpoint_a_run_may_take_other_changes_of_another_base(runs, tmp_path):
+    folder, _, recipe = runs
+    copy = tmp_path / "lora"
+    shutil.copytree(folder / "lora", copy, ignore=shutil.ignore_patterns("step-*"))
+    other = replace(recipe, lora=replace(LORA, rank=3), init=InitConfig(str(folder / "lora")))
+    summary, told = run(other, copy, resume=True)
+    assert summary is not None
+    assert f"lora.rank was {LORA.rank} and is now 3" in told
+    want = load_run(folder / "lora", "cpu").model.state_dict()
+    found = RunFolder(copy).load_base()
+    assert all(torch.equal(found[name], want[name]) for name in want)
+
+
 def test_without_a_run_to_start_from_nothing_begins(runs, tmp_path):
     _, recipe, _ = runs
     with pytest.raises(ConfigError, match=r"init\.from names no run"):

@@ -11,6 +11,7 @@ import torch
 
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.config import Recipe, TokenizerConfig, dump_recipe
+from sparrowlm.errors import ConfigError
 from sparrowlm.pipeline import train
 from support import Silent, quick, run_ranks, same_results, tiny_recipe, with_model
 
@@ -62,6 +63,13 @@ def test_the_held_out_loss_of_answers_falls(recipe: Recipe, tmp_path: Path) -> N
     sample = json.loads((tmp_path / "run" / "samples.jsonl").read_text("utf-8").splitlines()[-1])
     assert sample["prompt"] == "1+1?"
     assert "<|im_" not in sample["text"]
+
+
+def test_a_question_that_the_context_does_not_hold_is_told_of_first(recipe, tmp_path) -> None:
+    recipe = replace(recipe, samples=replace(recipe.samples, prompts=("1+1?", "1+" * 50)))
+    with pytest.raises(ConfigError, match=r"samples\.prompts: '1.*context holds 48"):
+        train(recipe, tmp_path / "run", Silent())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_with_replay_resumes_as_if_never_stopped(recipe: Recipe, tmp_path: Path) -> None:
