@@ -111,7 +111,8 @@ def _train(
         recipe = as_begun(recipe, run)
     recipe = inherit(recipe, run if resume and run.exists else None)
     check_lora(recipe)
-    Cadences.of(recipe)  # a mistake in them is told before text is prepared
+    length_of(recipe)  # a mistake in these is told before text is prepared
+    Cadences.of(recipe)
     dataset = dataset_of(recipe, runtime, progress, dataset_folder)
     recipe = resolve_recipe(recipe, dataset.vocab_size, runtime)
     checkpoint, changes = (

@@ -150,15 +150,18 @@ def test_resume_of_nothing(capsys, recipe, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("cadence", ["eval", "samples", "checkpoint"])
-def test_a_cadence_that_is_none_is_found_before_text_is_prepared(
-    capsys, recipe, tmp_path, monkeypatch, cadence
+@pytest.mark.parametrize(
+    "setting", ["train.length", "eval.every", "samples.every", "checkpoint.every"]
+)
+def test_a_length_that_is_none_is_found_before_text_is_prepared(
+    capsys, recipe, tmp_path, monkeypatch, setting
 ):
     monkeypatch.setattr("sparrowlm.pipeline.dataset_of", pytest.fail)
-    line = ["train", recipe, "--out", tmp_path / "run", f"--{cadence}.every", "1 epoch"]
+    value = "1 fortnight" if setting == "train.length" else "1 epoch"
+    line = ["train", recipe, "--out", tmp_path / "run", f"--{setting}", value]
     code, said = told(capsys, *line)
     assert code == 2
-    assert f'{cadence}.every: "1 epoch" is not a length' in said
+    assert f'{setting}: "{value}" is not a length' in said
     assert not (tmp_path / "run").exists()
 
 
