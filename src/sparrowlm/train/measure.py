@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from sparrowlm.batch import Objective
-from sparrowlm.config import Recipe
+from sparrowlm.config import Recipe, learns_to_answer
 from sparrowlm.data.mixture import Mixture
 from sparrowlm.data.sequences import AnyDataset, SequenceDataset
 from sparrowlm.evaluate.likelihood import Sums, evaluate
@@ -51,9 +51,11 @@ def measure(
 
 def stride_of(recipe: Recipe) -> int:
     """Tokens from one window to the next where `eval.whole_at_end` measures text; 0: side by
-    side."""
+    side, as conversations always are."""
     seq_len, overlap = recipe.train.seq_len, recipe.eval.overlap
-    return max(1, round(seq_len * (1 - overlap))) if overlap else 0
+    if not overlap or learns_to_answer(recipe):
+        return 0
+    return max(1, round(seq_len * (1 - overlap)))
 
 
 def sums_of(scene: Scene, objective: Objective, model: nn.Module) -> dict[str, Sums]:
