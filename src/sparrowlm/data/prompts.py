@@ -16,7 +16,7 @@ from sparrowlm.config import RolloutConfig
 from sparrowlm.config.rollout import opens_thought
 from sparrowlm.data.sources import Source
 from sparrowlm.data.split import falls_out
-from sparrowlm.errors import DataError
+from sparrowlm.errors import DataError, TokenizerError
 from sparrowlm.text.chat import ChatFormat
 from sparrowlm.text.conversations import read_values
 from sparrowlm.text.rows import Rejected
@@ -148,7 +148,7 @@ def _encoded(encode: Encode, row: dict[str, Any]) -> tuple[list[int], str]:
         return [], f"has no 'prompt', a string or messages; it has {present}"
     try:
         return encode(prompt), ""
-    except DataError as fault:
+    except (DataError, TokenizerError) as fault:
         return [], fault.what
 
 

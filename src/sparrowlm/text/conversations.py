@@ -70,6 +70,8 @@ def read_values(
                 continue
             except DataError as told:
                 fault = told.what
+            except RecursionError:  # JSON's own reader goes deeper than ours
+                fault = "nested too deeply"
         yield Rejected(str(path), line, fault)
 
 
