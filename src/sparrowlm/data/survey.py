@@ -30,6 +30,7 @@ from sparrowlm.text.conversations import (
     pair_of,
     read_values,
 )
+from sparrowlm.text.documents import format_of
 from sparrowlm.text.rows import Rejected
 from sparrowlm.text.turns import Conversation, dump, empty_answers, order_fault
 
@@ -61,7 +62,10 @@ KINDS: dict[str, Kind] = {
 
 
 def kind_of(sources: list[Source], kinds: tuple[str, ...]) -> str:
-    """The first of `kinds` that the first readable row is of; the last where none is."""
+    """The first of `kinds` that the first readable row is of; the last where none is, or where
+    rows are tokens already."""
+    if format_of(sources[0].path) == "tokens":
+        return kinds[-1]
     for row in read_values(sources[0].path, lambda row: row):
         if isinstance(row, Found):
             return next((kind for kind in kinds if _is(row.value, kind)), kinds[-1])
@@ -84,6 +88,8 @@ class Sample(NamedTuple):
     """1: wanted, 0: not; of chats and pairs 1."""
     source: str
     line: int
+    content: bytes = b""
+    """Of a row that holds no conversation but ids: all of it."""
 
     @property
     def place(self) -> str:
@@ -92,10 +98,15 @@ class Sample(NamedTuple):
 
     def hash(self) -> int:
         """What decides the split: of pairs their prompt, otherwise all of it. 64 bits."""
-        shown = self.sides[0].messages
+        return int.from_bytes(hashlib.sha256(self._shown()).digest()[:8], "little")
+
+    def _shown(self) -> bytes:
+        if self.content:
+            return self.content
+        messages = self.sides[0].messages
         if len(self.sides) > 1 and self.sides[0].given:
-            shown = shown[: self.sides[0].given]
-        return int.from_bytes(hashlib.sha256(dump(shown).encode()).digest()[:8], "little")
+            messages = messages[: self.sides[0].given]
+        return dump(messages).encode()
 
 
 @dataclass
