@@ -149,6 +149,24 @@ def test_a_line_without_an_end_is_one_bad_row(
     assert peak < 10 * limit
 
 
+def test_a_csv_line_without_an_end_is_one_bad_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "LARGEST_ROW", 1 << 16)
+    monkeypatch.setattr(reading, "BLOCK", 1 << 12)
+    limit = 1 << 16
+    lines = ["text,n", "one,1", "y," * 50 * limit, "two,2", "z" * (limit - 2) + ",3"]
+    write(tmp_path / "a.csv", "\n".join([*lines, "w" * 9 * limit]))
+    tracemalloc.start()
+    found = rows_of(tmp_path / "a.csv")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [isinstance(one, Rejected) for one in found] == [False, True, False, False, True]
+    assert [one.line for one in found] == [2, 3, 4, 5, 6]
+    assert reasons(tmp_path / "a.csv")[0] == (3, "a line of more than 65,536 characters")
+    assert peak < 60 * limit  # the cells of what is kept, each a string
+
+
 def test_csv_columns_are_read_with_quoted_line_ends(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", ["id", "text"], [["1", text] for text in TEXTS])
     assert texts(path) == TEXTS
@@ -299,4 +317,4 @@ def test_lines_keep_their_ends_in_pieces_of_any_size() -> None:
     whole = "a\n\nbc\nd"
     for size in (1, 2, 3, 9):
         pieces = [whole[start : start + size] for start in range(0, len(whole), size)]
-        assert list(tables._lines(pieces)) == ["a\n", "\n", "bc\n", "d"]
+        assert list(tables.Lines(pieces)) == ["a\n", "\n", "bc\n", "d"]

@@ -276,7 +276,7 @@ def hugging_face_faults(host: str, repository: str) -> Iterator[None]:
             raise gated(host, where, page, "HF_TOKEN", f"HTTP {status}") from fault
         if status in GONE:
             raise absent(host, where, "the dataset", "HF_TOKEN") from fault
-        raise silent(host, where, _first_line(fault), HF_VARIABLE) from fault
+        raise silent(host, where, first_line(fault), HF_VARIABLE) from fault
 
 
 @contextmanager
@@ -296,7 +296,7 @@ def _modelscope(address: Address, mirror: str) -> Iterator[Hub]:
         page = f"{client.host}/datasets/{address.repository}"
         raise gated(client.host, where, page, "MODELSCOPE_API_TOKEN", str(fault)) from fault
     except (library.HubError, requests.RequestException) as fault:
-        raise silent(client.host, where, _first_line(fault), "MODELSCOPE_ENDPOINT") from fault
+        raise silent(client.host, where, first_line(fault), "MODELSCOPE_ENDPOINT") from fault
 
 
 REFUSED, GONE = (401, 403), (404, 410)
@@ -342,5 +342,7 @@ def silent(host: str, where: str, why: str, variable: str) -> EnvironmentFault:
     )
 
 
-def _first_line(fault: Exception) -> str:
-    return (str(fault).splitlines() or [type(fault).__name__])[0][:200]
+def first_line(fault: Exception) -> str:
+    """What an exception says first, or its name where it says nothing."""
+    lines = [line for line in str(fault).splitlines() if line.strip()]
+    return (lines or [type(fault).__name__])[0][:200]

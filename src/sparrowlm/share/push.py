@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from sparrowlm import files
-from sparrowlm.data.hub import Address, check_mirror, is_address, parse_address
+from sparrowlm.data.hub import Address, check_mirror, first_line, is_address, parse_address
 from sparrowlm.errors import ConfigError, DataError, EnvironmentFault, RunError
 from sparrowlm.share.export.card import UNKNOWN
 from sparrowlm.share.export.writing import CARD, Format, export
@@ -208,7 +208,7 @@ def _refuse(host: str, where: str, hub: str, fault: Any) -> NoReturn:
     raise DataError(
         f"{host} does not let this token write there",
         where=where,
-        why=_first_line(fault),
+        why=first_line(fault),
         fix=f"{TOKENS[hub]}, and check the owner's name",
     ) from fault
 
@@ -217,11 +217,6 @@ def _fail(host: str, where: str, fault: Exception) -> NoReturn:
     raise EnvironmentFault(
         f"{host} did not take the upload",
         where=where,
-        why=_first_line(fault),
+        why=first_line(fault),
         fix="check the network and run the same command again: what is there already is kept",
     ) from fault
-
-
-def _first_line(fault: Exception) -> str:
-    lines = [line for line in str(fault).splitlines() if line.strip()]
-    return (lines or [type(fault).__name__])[0][:200]
