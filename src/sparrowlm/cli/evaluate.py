@@ -174,7 +174,7 @@ def check_tasks(names: Sequence[str]) -> None:
         if count > 1:
             raise ConfigError(
                 f"{count} tasks have the name {name!r}",
-                where="--task",
+                where="--task, --harness",
                 why="the table has one place for it",
                 fix="give each its own `name` in its TOML file, or its own file of rows",
             )

@@ -131,7 +131,7 @@ def prompts_of(recipe: Recipe, runtime: Runtime) -> PromptDataset:
             where="rollout.max_tokens",
             fix="lower it, or raise train.seq_len",
         )
-    _first_path(recipe)
+    _first_path(recipe)  # none is told of as of every stage
     sources = _main_first(runtime, None, lambda _: as_sources(recipe.data.path, recipe.data.mirror))
     return open_prompts(
         sources,
