@@ -119,6 +119,14 @@ def write_recipe(folder: Path, **tables: dict[str, object]) -> Path:
     return path
 
 
+def write_parquet(path: Path, table: str) -> None:
+    """A table, as Python writes it, in a file. A process of its own writes it: beside PyTorch
+    pyarrow crashes on Windows."""
+    code = "import sys, datetime, decimal, pyarrow as pa, pyarrow.parquet as pq;"
+    code += f"pq.write_table({table}, sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+
+
 def command(*arguments: object, ranks: int = 1) -> list[str]:
     """The command line of `sparrow …`, under torchrun for several ranks."""
     start = [sys.executable, "-m"]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from lora_support import text_recipe
 from sparrowlm.cli import main
-from sparrowlm.cli.evaluate import warnings_of
+from sparrowlm.cli.evaluate import Asked, measure_run, warnings_of
 from sparrowlm.evaluate.figures import Measured
-from sparrowlm.pipeline import train
+from sparrowlm.pipeline import load_run, train
 from support import Silent
 
 FLAGS = ("--device", "cpu", "--precision", "float32")
@@ -91,10 +95,69 @@ def test_everything_at_once(runs: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "held out" not in told.out
 
 
+def test_a_headerless_file_has_the_integers_of_those_trained_on(runs: Path) -> None:
+    """`train.bin` says itself neither what it holds nor how wide it is."""
+    config = (runs / "one" / "config.toml").read_text(encoding="utf-8")
+    assert 'token_dtype = "uint16"' in config
+    losses = []
+    for dtype in ("uint16", "uint32"):
+        run, data = runs / f"of-{dtype}", runs / f"data-{dtype}"
+        shutil.copytree(runs / "one", run)
+        own = config.replace('token_dtype = "uint16"', f'token_dtype = "{dtype}"')
+        (run / "config.toml").write_text(own, encoding="utf-8")
+        data.mkdir()
+        ids = np.frombuffer((runs / "source.txt").read_bytes()[:200], np.uint8)
+        for name in ("train.bin", "val.bin"):
+            ids.astype(dtype).tofile(data / name)
+        out = run / "figures.json"
+        code = main(["evaluate", str(run), *FLAGS, "--data", str(data), "--json", str(out)])
+        assert code == 0
+        [one] = json.loads(out.read_text(encoding="utf-8"))["runs"][0]["measured"]
+        losses.append(one["figures"]["loss"])
+    assert losses[0] == losses[1]
+
+
+def test_samples_are_asked_for_by_turns_where_a_model_converses(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `load_run` says, which knows of adapters and imports, and not as the base was trained."""
+    asked: list[bool] = []
+
+    def measured(*_: object, chat: bool, **__: object) -> Measured:
+        asked.append(chat)
+        return Measured("what it writes", "", {})
+
+    monkeypatch.setattr("sparrowlm.evaluate.writing.measure_writing", measured)
+    loaded = load_run(runs / "one", "cpu", "float32")
+    for converses in (False, True):
+        one = replace(loaded, converses=converses)
+        measure_run(runs / "one", one, Asked(samples=1), Console(file=io.StringIO()))
+    assert asked == [False, True]
+
+
+def test_tasks_of_one_name_do_not_hide_each_other(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "same.toml").write_text('prompt = "{p}"', encoding="utf-8")
+    for name, gold in (("easy", 0), ("hard", 1)):
+        row = json.dumps({"p": "def ", "choices": ["main", "(()"], "gold": gold})
+        (runs / f"{name}.jsonl").write_text(row + "\n", encoding="utf-8")
+    tasks = [f"{runs / 'same.toml'}={runs / name}.jsonl" for name in ("easy", "hard")]
+    command = ["evaluate", str(runs / "one"), *FLAGS]
+    assert main([*command, "--task", tasks[0], "--task", tasks[1]]) == 0
+    told = capsys.readouterr().out
+    assert "same=easy.jsonl" in told
+    assert "same=hard.jsonl" in told
+    assert main([*command, "--task", tasks[0], "--task", tasks[0]]) == 2
+    assert "2 tasks have the name 'same=easy.jsonl'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         (["--task", "nothing"], "no such task"),
+        (["--task", "nothing", "--limit", "-1"], "--limit: is -1, and must be 0 or more"),
+        (["--samples", "-1"], "--samples: is -1, and must be 0 or more"),
         (["--data", "nothing.txt"], "nothing.txt"),
         (["--stride", "99"], "--stride 99: must be 1 to 16"),
         (["--seq-len", "99"], "--seq-len 99: the model's context is 16"),

@@ -111,6 +111,8 @@ def test_standard_input_that_is_not_utf8_is_an_error(
         (["--num", "0"], "num is 0"),
         (["--stop", ""], "empty string"),
         (["--interactive", "--num", "2"], "one text"),
+        (["--chat", "who?", "--num", "3"], "a question gets one answer"),
+        (["--chat", "who?", "--prompt", "I"], "begins no text"),
         (["--prompt", "a" * 33], r"33 tokens"),
     ],
 )

@@ -57,6 +57,34 @@ def test_misspelt_command(capsys):
     assert "did you mean sparrow train?" in said
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (("data", "download", "tang"), ("--files", "-1")),
+        (("data", "inspect", "rows.jsonl"), ("--rows", "-1")),
+        (("data", "inspect", "rows.jsonl"), ("--row-tokens", "-5")),
+        (("tokenizer", "inspect", "folder"), ("--lines", "-1")),
+        (("evaluate", "runs/x"), ("--limit", "-1")),
+    ],
+)
+def test_a_count_below_zero_is_none(capsys, command, option):
+    """It would be taken for one from the end."""
+    code, said = told(capsys, *command, *option)
+    assert code == 2
+    assert f"{option[0]}: is {option[1]}, and must be" in said
+
+
+def test_a_sample_is_taken_of_one_file(capsys, tmp_path):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"text": "one"}\n', encoding="utf-8")
+    code, said = told(
+        capsys, "data", "sample", tmp_path, tmp_path / "out.jsonl", "--target-mb", "1"
+    )
+    assert code == 2
+    assert "is 2 files, and a sample is taken of one" in said
+    assert "a.jsonl" in said
+
+
 def test_no_such_data(capsys, recipe, tmp_path):
     code, said = told(capsys, "train", recipe, "--data.path", tmp_path / "none.txt")
     assert code == 2

@@ -17,8 +17,9 @@ from sparrowlm.data.mixed import Deal
 from sparrowlm.data.sequences import PackedStream
 from sparrowlm.data.survey import CUT, CUT_AWAY, DISORDER, EMPTY, TOO_LONG, UNANSWERED
 from sparrowlm.errors import DataError
-from sparrowlm.text.conversations import chat_of, pair_of, prompt_of, read_values
+from sparrowlm.text.conversations import chat_of, pair_of, read_values
 from sparrowlm.text.tokenizer import train_tokenizer
+from support import write_parquet
 
 BPE = TokenizerConfig(vocab_size=300)
 
@@ -73,17 +74,49 @@ def test_chats_of_every_form_are_read(tmp_path: Path) -> None:
 
 def test_conversations_in_parquet(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
-    import subprocess
-    import sys
-
     rows = [{"messages": turns("a", "b")}, {"messages": turns("c", "d")}]
     path = tmp_path / "rows.parquet"
-    code = (
-        "import sys, json, pyarrow as pa, pyarrow.parquet as pq;"
-        "pq.write_table(pa.Table.from_pylist(json.loads(sys.argv[1])), sys.argv[2])"
-    )
-    subprocess.run([sys.executable, "-c", code, json.dumps(rows), str(path)], check=True)
+    write_parquet(path, f"pa.Table.from_pylist({rows})")
     assert [row.value for row in read_values(path, chat_of)] == [chat_of(row) for row in rows]
+
+
+def test_columns_that_json_has_no_form_for_are_no_fault_of_a_row(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    columns = f"""{{
+        "messages": [{turns("a", "b")}] * 2,
+        "at": pa.array([1, 2], pa.timestamp("ns")),
+        "seen": [[{{"on": datetime.date(2026, 1, 2)}}], None],
+        "price": [decimal.Decimal("1.5"), None],
+        "image": [b"PNG", b""],
+    }}"""
+    write_parquet(tmp_path / "rows.parquet", f"pa.table({columns})")
+    first, second = read_values(tmp_path / "rows.parquet", lambda row: row)
+    assert first.value == {
+        "messages": turns("a", "b"),
+        "at": "1970-01-01 00:00:00.000000001",
+        "seen": [{"on": "2026-01-02"}],
+        "price": "1.5",
+        "image": {"bytes": 3},
+    }
+    assert second.value["image"] == {"bytes": 0}
+
+
+def test_a_row_that_the_tokenizer_changes_is_one_bad_row(tmp_path: Path) -> None:
+    """Of the batch that it is encoded with, the others stay."""
+    folder = Path(learned(tmp_path).path)
+    definition = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    definition["normalizer"] = {"type": "NFC"}
+    (folder / "tokenizer.json").write_text(json.dumps(definition), encoding="utf-8")
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["chat_template"] += "{# theirs #}"  # so that what is encoded is verified
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    rows = [{"messages": turns(f"q{n}", "cafe\u0301" if n == 3 else "tea")} for n in range(6)]
+    with pytest.raises(DataError, match=r"rows\.jsonl:4: the ids .* do not decode") as told:
+        prepared(tmp_path, rows, val_fraction=0.0)
+    assert "byte-level BPE, or count and list such rows: data.skip_bad" in told.value.fix
+    dataset = prepared(tmp_path, rows, val_fraction=0.0, skip_bad=True)
+    facts = dataset.description
+    assert (facts["accepted"], facts["rejected"], len(dataset.train)) == (5, 1, 5)
 
 
 def test_prepared_chats_hold_their_answers_and_a_split(tmp_path: Path) -> None:
@@ -164,12 +197,6 @@ def test_labelled_completions_have_a_column(tmp_path: Path) -> None:
     for number in range(6):
         (item,) = dataset.train.bundle(number)
         assert (item.columns["label"] == (number % 2 == 0)).all()
-
-
-def test_a_prompt_keeps_its_row() -> None:
-    row = {"prompt": "what?", "gold": "7"}
-    assert prompt_of(row).row is row
-    assert prompt_of(row).messages == ({"role": "user", "content": "what?"},)
 
 
 def test_the_cache_knows_contents_and_settings(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ import pytest
 
 from sparrowlm.cli import main
 from sparrowlm.data import corpora, fetch
+from sparrowlm.data import hub as hub_module
 from sparrowlm.data.corpora import CORPORA, KnownCorpus
 from sparrowlm.data.download import ORIGIN, download
-from sparrowlm.errors import ConfigError, DataError, EnvironmentFault, RunError, UserError
+from sparrowlm.errors import ConfigError, DataError, EnvironmentFault, RunError
 from sparrowlm.text.documents import find_inputs
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -172,7 +173,7 @@ def test_a_lost_server_leaves_a_part_that_the_next_run_takes_up(hub: Hub, tmp_pa
     def gone(_: int) -> None:
         hub.status = 503
 
-    with pytest.raises(EnvironmentFault, match=r"127\.0\.0\.1.*cannot be reached(.|\n)*HTTP 503"):
+    with pytest.raises(EnvironmentFault, match=r"127\.0\.0\.1\S* does not answer(.|\n)*HTTP 503"):
         fetch.fetch(remote, tmp_path / "1", part, gone)
     assert part.stat().st_size == 30_000
     assert not (tmp_path / "1").exists()
@@ -211,7 +212,7 @@ def test_a_plain_address_is_checked_as_well(hub: Hub, tmp_path: Path) -> None:
         download(wrong, tmp_path, mirror=hub.address)
     with pytest.raises(EnvironmentFault, match="is not what it should be"):
         download(wrong, tmp_path / "other", mirror=hub.address)
-    with pytest.raises(DataError, match=r"has no gone \(HTTP 404\)"):
+    with pytest.raises(DataError, match=r"does not have gone \(HTTP 404\)"):
         fetch.fetch(fetch.Remote("gone", f"{hub.address}/plain/gone"), path, path, lambda _: None)
 
 
@@ -232,20 +233,30 @@ def test_an_unclear_license_is_accepted_first(hub: Hub, tmp_path: Path) -> None:
     download(unclear, tmp_path / "out", mirror=hub.address, accept_license=True)
 
 
-@pytest.mark.parametrize(("status", "fault"), [(404, DataError), (401, UserError)])
-def test_what_a_hub_refuses_is_named(
-    hub: Hub, tmp_path: Path, status: int, fault: type[Exception]
-) -> None:
+@pytest.mark.parametrize(("status", "told"), [(404, "does not have"), (403, "HF_TOKEN")])
+def test_what_a_hub_refuses_is_named(hub: Hub, tmp_path: Path, status: int, told: str) -> None:
     hub.status = status
-    with pytest.raises(fault, match=r"127\.0\.0\.1"):
+    with pytest.raises(DataError, match=rf"hf:me/stories: {hub.address}(.|\n)*{told}"):
         download(STORIES, tmp_path, mirror=hub.address)
+    with pytest.raises(DataError, match=rf"hf:me/stories: {hub.address}(.|\n)*{told}"):
+        hub_module.fetch("hf:me/stories", hub.address)  # an address is told of in the same words
+    remote = fetch.Remote("a.txt", f"{hub.address}/datasets/me/stories/resolve/main/a.txt")
+    with pytest.raises(DataError, match=rf"does not have a\.txt|HTTP {status}"):
+        fetch.fetch(remote, tmp_path / "a.txt", tmp_path / "part", lambda _: None)
+
+
+@pytest.mark.parametrize("mirror", ["hf-mirror.com", "https://", "http://[half"])
+def test_a_mirror_that_is_no_address_is_named(tmp_path: Path, mirror: str) -> None:
+    for corpus in (STORIES, replace(STORIES, hub="", url="http://127.0.0.1:9/x", file="x")):
+        with pytest.raises(ConfigError, match=r"--mirror: .* is no address"):
+            download(corpus, tmp_path / "out", mirror=mirror)
 
 
 def test_no_server_at_all_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "PAUSE", 0.01)
     plain = replace(STORIES, hub="", url="http://127.0.0.1:9/x", file="x")
     for corpus in (plain, STORIES):
-        with pytest.raises(EnvironmentFault, match=r"127\.0\.0\.1:9: cannot be reached") as told:
+        with pytest.raises(EnvironmentFault, match=r"127\.0\.0\.1:9 does not answer") as told:
             download(corpus, tmp_path / "out", mirror="http://127.0.0.1:9")
         assert "HF_ENDPOINT" in str(told.value)
 
@@ -254,7 +265,7 @@ def test_a_hubs_client_that_is_not_installed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(EnvironmentFault, match=r"pip install 'sparrowlm\[hubs\]'"):
+    with pytest.raises(DataError, match=r'pip install "sparrowlm\[hubs\]"'):
         download(STORIES, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -12,9 +12,14 @@ import pytest
 
 from sparrowlm.config.schema import DataConfig, TokenizerConfig
 from sparrowlm.data import split, tokens
+from sparrowlm.data.chats import open_sequences, prepare_sequences
 from sparrowlm.data.prepare import prepare, prepare_cached
+from sparrowlm.data.sequences import SequenceDataset
 from sparrowlm.data.shards import Dataset, open_dataset
+from sparrowlm.data.sources import Source
+from sparrowlm.data.survey import kind_of
 from sparrowlm.errors import ConfigError, DataError
+from sparrowlm.evaluate.corpus import holds_chats
 from sparrowlm.text.tokenizer import Tokenizer, byte_tokenizer, character_tokenizer
 
 BYTES = byte_tokenizer()
@@ -102,6 +107,92 @@ def test_what_holds_no_tokens_is_told(
 ) -> None:
     with pytest.raises(DataError, match=told):
         prepared(write(tmp_path / "a.h5", ids, name, dtype))
+
+
+PACKED = [[*b"ask me", 256, *b"so", 256, 0, 0], [*b"one", 256, *b"two", 256, *b"sky", 256]]
+LEARNED = [[0] * 7 + [1, 1, 1, 0, 0], [0] * 4 + [1] * 4 + [0, 0, 1, 1]]
+
+
+def packed(folder: Path, ids: object = PACKED, mask: object = LEARNED) -> Path:
+    """A packed fine-tuning file, with the tokenizer of bytes that has turns."""
+    with h5py.File(folder / "sft.h5", "w") as file:
+        file.create_dataset("tokens", data=np.array(ids, "i4"))
+        file.create_dataset("loss_mask", data=np.array(mask, "i1"))
+    definition = json.loads(json.dumps(BYTES.definition))
+    for number, name in enumerate(("<|im_start|>", "<|im_end|>")):
+        token = definition["added_tokens"][0] | {"id": 257 + number, "content": name}
+        definition["added_tokens"].append(token)
+    (folder / "tokenizer").mkdir()
+    Tokenizer(definition, "folder").save(folder / "tokenizer")
+    return folder / "sft.h5"
+
+
+def sequences(path: Path, seq_len: int = 16, **settings: object) -> SequenceDataset:
+    config = DataConfig(path=(str(path),), **({"val_fraction": 0.0} | settings))
+    tokenizer = TokenizerConfig(kind="folder", path=str(path.parent / "tokenizer"))
+    cache = path.parent / "cache"
+    return open_sequences(prepare_sequences(config, tokenizer, cache, "chats", seq_len))
+
+
+@pytest.mark.parametrize("chunk", [12, 1 << 20])
+def test_packed_rows_are_sequences_with_the_masks_they_bring(
+    tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "CHUNK", chunk)
+    dataset = sequences(packed(tmp_path))
+    sources = [Source(tmp_path / "sft.h5")]
+    assert kind_of(sources, ("pairs", "chats")) == "chats"
+    assert holds_chats(sources, "text")
+    assert dataset.description["accepted"] == len(dataset.train) == 2
+    for number, (ids, mask) in enumerate(zip(PACKED, LEARNED, strict=True)):
+        (item,) = dataset.train.bundle(number)
+        stop = 10 if number == 0 else 12  # what follows the last learned id is padding
+        assert item.ids.tolist() == ids[:stop]
+        assert item.mask.tolist() == [bool(one) for one in mask[:stop]]
+    cut = sequences(tmp_path / "sft.h5", seq_len=9)
+    assert cut.description["noted"] == {"cut at the context": 1}
+
+
+def test_bad_packed_rows_are_counted_or_told(tmp_path: Path) -> None:
+    bad = [[*PACKED[0][:-1], 259], PACKED[0], PACKED[1]]
+    masks = [LEARNED[0], [2] * 12, LEARNED[1]]
+    path = packed(tmp_path, [*bad, PACKED[0]], [*masks, [0] * 12])
+    with pytest.raises(DataError, match=r"sft\.h5:1: token 11 is 259, and the vocabulary has 259"):
+        sequences(path)
+    dataset = sequences(path, skip_bad=True)
+    facts = dataset.description
+    assert (facts["accepted"], facts["rejected"], len(dataset.train)) == (2, 2, 1)
+    assert facts["noted"] == {"left out: no answer": 1}
+    assert "loss_mask holds 2, and must be 0 or 1" in (
+        Path(facts["folder"]) / "rejected.jsonl"
+    ).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "told"),
+    [
+        (PACKED, [[0, 1]] * 2, r"shape \(2, 12\) and 'loss_mask' \(2, 2\)"),
+        ([1, 2, 3], [0, 1, 1], r"both must be \(rows, tokens of a row\)"),
+    ],
+)
+def test_packed_files_of_other_shapes_are_told(
+    tmp_path: Path, ids: object, mask: object, told: str
+) -> None:
+    with pytest.raises(DataError, match=told):
+        sequences(packed(tmp_path, ids, mask))
+
+
+def test_packed_rows_without_a_mask_or_a_vocabulary_are_told(tmp_path: Path) -> None:
+    path = packed(tmp_path)
+    config = DataConfig(path=(str(path),))
+    with pytest.raises(ConfigError, match=r'tokenizer\.kind: is "bpe", which is learned'):
+        prepare_sequences(config, TokenizerConfig(kind="bpe"), tmp_path / "cache", "chats", 16)
+    with pytest.raises(DataError, match='stage = "sft"'):
+        prepare([path], BYTES, tmp_path / "out", DataConfig())
+    with h5py.File(path, "a") as file:
+        del file["loss_mask"]
+    with pytest.raises(DataError, match="no dataset 'loss_mask'; it has 'tokens'"):
+        sequences(path)
 
 
 def test_text_and_tokens_do_not_mix(tmp_path: Path) -> None:

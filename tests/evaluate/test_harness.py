@@ -193,6 +193,53 @@ def test_chats_are_rendered_as_transformers_renders_them(subject: Subject, their
     text = lm.apply_chat_template(history)
     assert text == theirs.apply_chat_template(history)
     assert lm.tok_encode(text) == theirs.tok_encode(text)
+    history.append({"role": "assistant", "content": "Yes, it "})  # to be gone on with
+    text = lm.apply_chat_template(history, add_generation_prompt=False)
+    assert text == theirs.apply_chat_template(history, add_generation_prompt=False)
+    assert text.endswith("</think>\n\nYes, it ")
+
+
+def test_answers_in_a_chat_end_as_with_hflm(
+    subject: Subject, theirs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HFLM's model has the end of a turn among its ends, as an export says it."""
+    from sparrowlm.evaluate.harness_model import SparrowLM
+
+    ends = [subject.tokenizer.eot_id, subject.tokenizer.special_ids["<|im_end|>"]]
+    monkeypatch.setattr(theirs.model.generation_config, "eos_token_id", ends)
+    lm = SparrowLM(subject, chat=True)
+    settings = {"until": ["B"], "max_gen_toks": 20, "do_sample": False}
+    questions = [*(row["q"] for row in QUESTIONS), "x", "b x", "a", "is it?"]
+    turns = [[{"role": "user", "content": question}] for question in questions]
+    contexts = [(lm.apply_chat_template(history), settings) for history in turns]
+    ours = lm.generate_until(asked("generate_until", *contexts))
+    assert ours == theirs.generate_until(asked("generate_until", *contexts), disable_tqdm=True)
+    assert "" in ours
+    assert len(set(ours)) > 2
+
+
+def test_another_projects_template_begins_an_answer_its_own_way(subject: Subject) -> None:
+    from sparrowlm.evaluate.harness_model import SparrowLM
+    from sparrowlm.text.tokenizer import Tokenizer
+
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + ': ' + m.content + '<|im_end|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant: ' }}{% endif %}"
+    )
+    theirs = Tokenizer(subject.tokenizer.definition, "folder", {"chat_template": template})
+    lm = SparrowLM(subject._replace(tokenizer=theirs), chat=True)
+    text = lm.apply_chat_template([{"role": "user", "content": "hi"}])
+    assert text == "<|im_start|>user: hi<|im_end|><|im_start|>assistant: "
+
+
+def test_a_choice_that_merges_into_its_context_is_no_better_for_it(subject: Subject) -> None:
+    from sparrowlm.evaluate.harness_model import SparrowLM
+
+    lm = SparrowLM(subject)
+    context, continuation = "The spa", "rrow"
+    assert len(lm.tok_encode(context + continuation)) <= len(lm.tok_encode(context))
+    [(nats, _)] = lm.loglikelihood(asked("loglikelihood", (context, continuation)))
+    assert nats < -1
 
 
 def test_a_task_that_nobody_knows() -> None:

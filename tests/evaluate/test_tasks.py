@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparrowlm.config import ModelConfig
+from sparrowlm.config import ModelConfig, TokenizerConfig
 from sparrowlm.errors import ConfigError, DataError
 from sparrowlm.evaluate.answering import Subject, answer, encode_pair
 from sparrowlm.evaluate.figures import pass_at
@@ -25,7 +25,7 @@ from sparrowlm.evaluate.tasks import (
 from sparrowlm.infer.engine import Engine, Request
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.runtime import Runtime
-from sparrowlm.text.tokenizer import byte_tokenizer
+from sparrowlm.text.tokenizer import byte_tokenizer, make_tokenizer
 from writing_support import full_logits, random_model
 
 TASKS = Path(__file__).parents[2] / "recipes" / "tasks"
@@ -52,6 +52,23 @@ def nats(subject: Subject, context: str, continuation: str) -> float:
     logits = full_logits(subject.model, ids[:-1]).log_softmax(-1)
     start = len(context.encode())
     return sum(logits[place - 1, ids[place]].item() for place in range(start, len(ids)))
+
+
+def test_a_choice_that_merges_into_its_context_has_ids_of_its_own() -> None:
+    """Without any it would be as likely as can be."""
+    text = "the sparrow is small " * 30
+    tokenizer = make_tokenizer(TokenizerConfig(vocab_size=300), lambda: [text])
+    context, own = encode_pair(tokenizer, "the sparr", "ow")
+    assert len(tokenizer.encode("the sparrow")) <= len(context)
+    assert tokenizer.decode(own) == "ow"
+
+
+def test_rows_from_elsewhere_are_part_of_the_name(tmp_path: Path) -> None:
+    toml = written(tmp_path, 'prompt = "{q}"', *ROWS)
+    for name in ("easy", "hard"):
+        (tmp_path / f"{name}.jsonl").write_bytes((tmp_path / "mine.jsonl").read_bytes())
+        assert load_task(f"{toml}={tmp_path / name}.jsonl").name == f"mine={name}.jsonl"
+    assert load_task(toml).name == "mine"
 
 
 ROWS = [

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import zstandard
 
+from hub_support import Hub, serving
 from sparrowlm.batch import Batch
 from sparrowlm.checkpoint import RunFolder, State
 from sparrowlm.config import Recipe, TokenizerConfig, dump_recipe
 from sparrowlm.config.load import recipe_from_dict
 from sparrowlm.data.prompts import open_prompts
+from sparrowlm.data.sources import Source, as_sources
 from sparrowlm.errors import ConfigError, DataError, UserError
 from sparrowlm.infer.answers import Answer, Dialect, write
 from sparrowlm.infer.engine import Engine, Piece
@@ -23,7 +28,7 @@ from sparrowlm.pipeline import train
 from sparrowlm.text.tokenizer import byte_tokenizer, train_tokenizer
 from sparrowlm.train.build import Parts, build, resolve_recipe
 from sparrowlm.train.opening import dataset_of
-from support import Silent, cpu, measured_again, quick, run_ranks, same_results
+from support import Silent, cpu, measured_again, quick, run_ranks, same_results, write_parquet
 
 REWARD = "def vowels(completion, row):\n    return sum(one in 'aeiou' for one in completion)\n"
 
@@ -300,7 +305,7 @@ def test_a_policy_learns_what_is_rewarded(folder, stage, least):
 def test_prompts_are_split_by_hash_and_keep_their_rows(folder):
     settings = recipe_in(folder).rollout
     paths = [str(folder / "prompts.jsonl")]
-    data = open_prompts(paths, byte_tokenizer(), settings, val_fraction=0.3, longest=5)
+    data = open_prompts(as_sources(paths), byte_tokenizer(), settings, val_fraction=0.3, longest=5)
     assert len(data.train) + len(data.val) == 36
     assert data.train[0].row["gold"]
     numbers = sorted(one.number for one in [*data.train, *data.val])
@@ -309,14 +314,40 @@ def test_prompts_are_split_by_hash_and_keep_their_rows(folder):
     assert one.place.endswith(f":{one.number}")
     assert one.ids == [256, *one.row["prompt"].encode()]
     with pytest.raises(DataError, match="36 are longer than 3 tokens"):
-        open_prompts(paths, byte_tokenizer(), settings, val_fraction=0.3, longest=3)
-    (folder / "bad.jsonl").write_text('{"prompt": "a"}\n{"question": "b"}\n', encoding="utf-8")
+        open_prompts(as_sources(paths), byte_tokenizer(), settings, val_fraction=0.3, longest=3)
+    bad = Source(folder / "bad.jsonl")
+    bad.path.write_text('{"prompt": "a"}\n{"question": "b"}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"bad.jsonl:2: has no 'prompt'"):
-        open_prompts([str(folder / "bad.jsonl")], byte_tokenizer(), settings, val_fraction=0)
-    data = open_prompts(
-        [str(folder / "bad.jsonl")], byte_tokenizer(), settings, val_fraction=0, skip_bad=True
-    )
+        open_prompts([bad], byte_tokenizer(), settings, val_fraction=0)
+    data = open_prompts([bad], byte_tokenizer(), settings, val_fraction=0, skip_bad=True)
     assert data.description["rejected"] == 1
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl.zst", "a.parquet", "hf:owner/name"])
+def test_prompts_are_read_from_whatever_chats_are_read_from(folder, name, monkeypatch):
+    lines = (folder / "prompts.jsonl").read_bytes()
+    rows = [json.loads(line) for line in lines.splitlines()]
+    path, mirror = str(folder / name), ""
+    with ExitStack() as open_hub:
+        match name:
+            case "a.json":
+                Path(path).write_text(json.dumps(rows), encoding="utf-8")
+            case "a.jsonl.zst":
+                Path(path).write_bytes(zstandard.compress(lines))
+            case "a.parquet":
+                write_parquet(Path(path), f"pa.Table.from_pylist({rows})")
+            case _:
+                from huggingface_hub import constants
+
+                monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hf"))
+                monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+                hub = open_hub.enter_context(serving(Hub({"prompts.jsonl": lines})))
+                path, mirror = name, hub.address
+        recipe = recipe_in(folder, data={"path": [path], "mirror": mirror})
+        found = dataset_of(recipe, cpu())
+    want = dataset_of(recipe_in(folder), cpu())
+    assert [one.row for one in found.train] == [one.row for one in want.train]
+    assert [one.ids for one in found.val] == [one.ids for one in want.val]
 
 
 def test_impossible_settings_are_reported_together(folder):

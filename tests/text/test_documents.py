@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import re
@@ -278,6 +279,27 @@ def test_find_inputs_says_what_is_wrong(tmp_path: Path) -> None:
             find_inputs([str(tmp_path / path)])
     with pytest.raises(DataError, match="no input"):
         find_inputs([])
+
+
+@pytest.mark.parametrize("method", ["iterdir", "is_file"])
+def test_a_folder_that_may_not_be_read_is_named(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / "a.txt").write_bytes(b"x")
+    (tmp_path / "shut").mkdir()
+    own = getattr(Path, method)
+
+    def asked(path: Path) -> object:  # root, who may run this, is let into every folder
+        if "shut" in path.parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return own(path)
+
+    monkeypatch.setattr(Path, method, asked)
+    with pytest.raises(DataError, match=r"shut.*cannot be looked into: Permission denied"):
+        find_inputs([str(tmp_path)])
+    with pytest.raises(DataError, match=r"shut.*cannot be looked into"):
+        find_inputs([str(tmp_path / "shut" / "b.txt"), str(tmp_path / "shut")])
 
 
 def test_names_say_how_a_file_is_read() -> None:

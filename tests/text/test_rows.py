@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparrowlm.errors import DataError, EnvironmentFault
-from sparrowlm.text import arrays, extras, parquet, reading, tables
+from sparrowlm.text import arrays, extras, parquet, reading, rows, tables
 from sparrowlm.text.arrays import split_array
 from sparrowlm.text.documents import Document, Rejected, read_documents
 from sparrowlm.text.tables import read_history
@@ -125,6 +125,46 @@ def test_an_open_quote_is_not_read_into_memory_for_ever(monkeypatch: pytest.Monk
     (element,) = split_array(pieces)
     assert "left open" in element.fault
     assert next(pieces, None) is not None
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json"])
+def test_a_line_without_an_end_is_one_bad_row(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its head is kept, the rest passed over up to the next line end."""
+    monkeypatch.setattr(rows, "LARGEST_ROW", 1 << 16)
+    monkeypatch.setattr(reading, "BLOCK", 1 << 12)
+    row, limit = b'{"text": "one"}', 1 << 16
+    just = b'{"text": "' + b"x" * (limit - 12) + b'"}'
+    lines = [row, b"y" * 50 * limit, row, just, just + b" ", b"z" * (limit + 1)]
+    content = b"\n".join(lines)
+    write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
+    tracemalloc.start()
+    found = rows_of(tmp_path / name)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [isinstance(one, Rejected) for one in found] == [False, True, False, False, True, True]
+    assert [one.line for one in found] == [1, 2, 3, 4, 5, 6]
+    assert found[1].reason == "a line of more than 65,536 bytes"
+    assert peak < 10 * limit
+
+
+def test_a_csv_line_without_an_end_is_one_bad_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "LARGEST_ROW", 1 << 16)
+    monkeypatch.setattr(reading, "BLOCK", 1 << 12)
+    limit = 1 << 16
+    lines = ["text,n", "one,1", "y," * 50 * limit, "two,2", "z" * (limit - 2) + ",3"]
+    write(tmp_path / "a.csv", "\n".join([*lines, "w" * 9 * limit]))
+    tracemalloc.start()
+    found = rows_of(tmp_path / "a.csv")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [isinstance(one, Rejected) for one in found] == [False, True, False, False, True]
+    assert [one.line for one in found] == [2, 3, 4, 5, 6]
+    assert reasons(tmp_path / "a.csv")[0] == (3, "a line of more than 65,536 characters")
+    assert peak < 60 * limit  # the cells of what is kept, each a string
 
 
 def test_csv_columns_are_read_with_quoted_line_ends(tmp_path: Path) -> None:
@@ -277,4 +317,4 @@ def test_lines_keep_their_ends_in_pieces_of_any_size() -> None:
     whole = "a\n\nbc\nd"
     for size in (1, 2, 3, 9):
         pieces = [whole[start : start + size] for start in range(0, len(whole), size)]
-        assert list(tables._lines(pieces)) == ["a\n", "\n", "bc\n", "d"]
+        assert list(tables.Lines(pieces)) == ["a\n", "\n", "bc\n", "d"]

@@ -324,6 +324,21 @@ def test_saved_and_loaded_is_the_same(
     }  # fmt: skip
 
 
+def test_of_several_chat_templates_the_default_is_taken(trained: Tokenizer, tmp_path: Path) -> None:
+    """Hermes-2-Pro and Command-R have others beside it, for tools and for retrieval."""
+    trained.save(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    named = [{"name": name, "template": f"of {name}"} for name in ("tool_use", "default")]
+    path.write_text(json.dumps(config | {"chat_template": named}), encoding="utf-8")
+    assert load_tokenizer(tmp_path).chat_template == "of default"
+    for held, told in ((named[:1], "it has: tool_use"), ({"default": 1}, "none that can be read")):
+        path.write_text(json.dumps(config | {"chat_template": held}), encoding="utf-8")
+        with pytest.raises(TokenizerError, match=told) as fault:
+            load_tokenizer(tmp_path)
+        assert str(path) in fault.value.where
+
+
 def test_fingerprints_tell_vocabularies_apart(trained: Tokenizer, tmp_path: Path) -> None:
     others = [
         train_tokenizer(corpus(), TokenizerConfig(vocab_size=901)),

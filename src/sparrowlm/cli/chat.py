@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from sparrowlm.cli.drawing import ANSWERING, Answering
 from sparrowlm.cli.page import Page, Thinking
 from sparrowlm.cli.talk import CONTEXT, NO_ADAPTER, Mode, Talk, converse
 from sparrowlm.errors import ConfigError
@@ -21,14 +22,7 @@ def chat(
     *,
     system: str = "",
     think: Thinking = "off",
-    temperature: float = 0.8,
-    top_k: int = 50,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    seed: int = 1337,
-    stop: Annotated[tuple[str, ...], UseAppendAction] = (),
-    max_tokens: int = 512,
+    drawing: Annotated[Answering, arg(name="")] = ANSWERING,
     adapter: Annotated[tuple[str, ...], UseAppendAction] = (),
     mode: Mode = "auto",
     context: int = CONTEXT,
@@ -41,14 +35,7 @@ def chat(
         run: A run folder, which is taken at its best step, or one of its checkpoints.
         system: What the model is told before the first question.
         think: Answer at once (off), or think first, shown in one line (fold) or whole (show).
-        temperature: 0 always takes the likeliest token; above 1 is wilder than the model.
-        top_k: Choose among the k likeliest tokens; 0: all.
-        top_p: Choose among the likeliest tokens that together hold this probability.
-        min_p: Leave out tokens below this share of the likeliest one's probability.
-        repetition_penalty: Above 1 makes tokens that occurred before less likely.
-        seed: The same seed gives the same answers to the same questions.
-        stop: Ends an answer where this string would come; may be given several times.
-        max_tokens: Longest answer.
+        drawing: How answers are drawn.
         adapter: NAME=PATH of changes to talk with: a LoRA run on this base, or an adapter's folder
             of PEFT's; may be given several times, and /adapter NAME changes between them.
         mode: Answer by turns (chat) or go on with a text (text); auto: as the run was taught.
@@ -56,20 +43,8 @@ def chat(
         device: auto, cpu, cuda or mps.
         precision: auto, float32, bfloat16, float16 or float64.
     """
-    from sparrowlm.infer.sampling import Sampling
-
-    sampling = Sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        max_tokens=max_tokens,
-        stop=stop,
-    )
     talk = open_talk(
-        run, sampling, named_adapters(adapter), mode=mode, think=think, system=system,
+        run, drawing.sampling(), named_adapters(adapter), mode=mode, think=think, system=system,
         context=context, device=device, precision=precision,
     )  # fmt: skip
     if talk.page.has_person:

@@ -39,8 +39,9 @@ def inspect_chats(
         DataError: no tokenizer is named, or nothing is there that could be shown.
         TokenizerError: the tokenizer knows no turns.
     """
+    from sparrowlm.data.packed import samples_of
     from sparrowlm.data.sources import as_sources
-    from sparrowlm.data.survey import Survey, encoded, kind_of
+    from sparrowlm.data.survey import Survey, kind_of
     from sparrowlm.text.chat import ChatFormat
 
     if tokenizer is None:
@@ -56,7 +57,7 @@ def inspect_chats(
     sizes: list[Size] = []
     tokens = learned = 0
     draw = random.Random(seed)
-    for number, (sample, sides) in enumerate(encoded(survey, chat)):
+    for number, (sample, sides) in enumerate(samples_of(survey, chat)):
         tokens += sum(len(side.ids) for side in sides)
         learned += sum(int(side.mask.sum()) for side in sides)
         sizes.append(_size(sides))

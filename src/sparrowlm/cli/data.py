@@ -53,10 +53,10 @@ def prepare(
     """
     from sparrowlm.cli.show import PrepareProgress
     from sparrowlm.data.prepare import prepare as write
-    from sparrowlm.text.tokenizer import byte_tokenizer, load_tokenizer
+    from sparrowlm.text.tokenizer import open_tokenizer
 
     console = Console(highlight=False)
-    chosen = byte_tokenizer() if tokenizer == "bytes" else load_tokenizer(tokenizer)
+    chosen = open_tokenizer(tokenizer)
     config = DataConfig(
         mirror=mirror,
         text_key=text_key,

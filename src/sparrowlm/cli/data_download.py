@@ -28,10 +28,12 @@ def download(
         mirror: Another server, such as https://hf-mirror.com; HF_ENDPOINT is heeded too.
         accept_license: You have read a license that is unclear or forbids some uses.
     """
+    from sparrowlm.cli.counts import at_least
     from sparrowlm.cli.show import PrepareProgress
     from sparrowlm.data.corpora import find_corpus
     from sparrowlm.data.download import download as bring
 
+    at_least(0, files=files)
     console = Console(highlight=False)
     corpus = find_corpus(name)
     folder = out or Path("data") / corpus.name

@@ -53,9 +53,12 @@ def inspect(
         encoding: Of plain text files.
         token_dtype: Of a headerless train.bin.
     """
+    from sparrowlm.cli.counts import at_least
     from sparrowlm.data.shards import is_dataset, open_dataset
     from sparrowlm.errors import DataError
 
+    at_least(0, rows=rows, context=context)
+    at_least(1, row_tokens=row_tokens)
     console = Console(highlight=False)
     chosen = _tokenizer(tokenizer)
     if chat:
@@ -74,11 +77,9 @@ def inspect(
 
 
 def _tokenizer(name: str) -> Tokenizer | None:
-    from sparrowlm.text.tokenizer import byte_tokenizer, load_tokenizer
+    from sparrowlm.text.tokenizer import open_tokenizer
 
-    if not name:
-        return None
-    return byte_tokenizer() if name == "bytes" else load_tokenizer(name)
+    return open_tokenizer(name) if name else None
 
 
 @contextmanager

@@ -28,12 +28,19 @@ def sample(
     """
     from sparrowlm.cli.show import PrepareProgress
     from sparrowlm.data.sample import sample as take
-    from sparrowlm.errors import ConfigError
+    from sparrowlm.errors import ConfigError, DataError
     from sparrowlm.text.documents import find_inputs
 
     if target_mb <= 0:
         raise ConfigError(f"is {target_mb:g}, and must be above 0", where="--target-mb")
-    [source] = find_inputs([str(source)])
+    found = find_inputs([str(source)])
+    if len(found) > 1:
+        raise DataError(
+            f"is {len(found)} files, and a sample is taken of one",
+            where=str(source),
+            fix=f"name one of them, such as {found[0]}",
+        )
+    [source] = found
     console = Console(highlight=False)
     total, read = source.stat().st_size, 0
     with PrepareProgress(console) as progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -64,9 +65,11 @@ def evaluate(
         precision: auto, float32, bfloat16, float16 or float64.
     """
     from sparrowlm import files
+    from sparrowlm.cli.counts import at_least
     from sparrowlm.errors import ConfigError
     from sparrowlm.pipeline import load_run
 
+    at_least(0, limit=asked.limit, samples=asked.samples, harness_shots=asked.harness_shots or 0)
     if not runs:
         raise ConfigError("no run is named", fix="sparrow evaluate runs/quickstart")
     if not (asked.data or asked.task or asked.samples or asked.harness):
@@ -97,6 +100,7 @@ def measure_run(run: Path, loaded: Loaded, asked: Asked, console: Console) -> li
     """Everything that is asked for, of one run."""
     from sparrowlm.checkpoint import find_run
     from sparrowlm.cli.show import PrepareProgress
+    from sparrowlm.config import DataConfig
     from sparrowlm.config.units import show_count
     from sparrowlm.evaluate.answering import Subject, answer
     from sparrowlm.evaluate.corpus import Reading, check_reading
@@ -108,6 +112,7 @@ def measure_run(run: Path, loaded: Loaded, asked: Asked, console: Console) -> li
     reading = Reading(seq_len, asked.windows, asked.stride, document_mask=recipe.data.document_mask)
     check_reading(reading, context)
     tasks = [load_task(name, asked.limit) for name in asked.task]
+    check_tasks([*(task.name for task in tasks), *_harness_names(asked)])
     folder, _ = find_run(run)
     found: list[Measured] = []
     with PrepareProgress(console) as bytes_read:
@@ -117,23 +122,27 @@ def measure_run(run: Path, loaded: Loaded, asked: Asked, console: Console) -> li
             found += held_out(
                 folder, loaded.step, loaded.model, loaded.runtime, reading, bytes_read
             )
-        found += _data(asked, subject, folder.path / "tokenizer", reading, bytes_read)
+        config = DataConfig(
+            text_key=asked.text_key,
+            encoding=asked.encoding,
+            token_dtype=recipe.data.token_dtype,  # a headerless file is as those it was trained on
+        )
+        vocabulary = folder.path / "tokenizer"
+        found += _data(asked, subject, vocabulary, reading, config, bytes_read)
     with PrepareProgress(console, shown=show_count) as counted:
         found += [answer(task, subject, counted) for task in tasks]
-        found += _written(asked, subject, recipe, counted)
+        found += _written(asked, subject, loaded, counted)
         if asked.harness:
             found += _harness(asked, subject, counted)
     return found
 
 
 def _data(
-    asked: Asked, subject: Any, vocabulary: Path, reading: Any, progress: Any
+    asked: Asked, subject: Any, vocabulary: Path, reading: Any, config: Any, progress: Any
 ) -> list[Measured]:
     """The text and chats that were named."""
-    from sparrowlm.config import DataConfig
     from sparrowlm.evaluate.corpus import measure_data
 
-    config = DataConfig(text_key=asked.text_key, encoding=asked.encoding)
     return [
         measure_data(
             path,
@@ -149,12 +158,34 @@ def _data(
     ]
 
 
+def _harness_names(asked: Asked) -> list[str]:
+    return [name.strip() for name in asked.harness.split(",") if name.strip()]
+
+
+def check_tasks(names: Sequence[str]) -> None:
+    """Whether every task has a name of its own, by which it stands in the table.
+
+    Raises:
+        ConfigError: two have the same.
+    """
+    from sparrowlm.errors import ConfigError
+
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ConfigError(
+                f"{count} tasks have the name {name!r}",
+                where="--task, --harness",
+                why="the table has one place for it",
+                fix="give each its own `name` in its TOML file, or its own file of rows",
+            )
+
+
 def _harness(asked: Asked, subject: Any, progress: Any) -> list[Measured]:
     """Tasks of lm-eval."""
     from sparrowlm.evaluate.harness import harness
 
     return harness(
-        [name.strip() for name in asked.harness.split(",") if name.strip()],
+        _harness_names(asked),
         subject,
         folder=asked.harness_tasks,
         limit=asked.limit,
@@ -164,26 +195,26 @@ def _harness(asked: Asked, subject: Any, progress: Any) -> list[Measured]:
     )
 
 
-def _written(asked: Asked, subject: Any, recipe: Any, progress: Any) -> list[Measured]:
+def _written(asked: Asked, subject: Any, loaded: Loaded, progress: Any) -> list[Measured]:
     """What the run writes from the prompts of its samples."""
     if not asked.samples:
         return []
-    from sparrowlm.config import learns_to_answer
     from sparrowlm.evaluate.writing import measure_writing
     from sparrowlm.infer.sampling import Sampling
 
+    settings = loaded.recipe.samples
     sampling = Sampling(
-        temperature=recipe.samples.temperature,
-        top_k=recipe.samples.top_k,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
         max_tokens=asked.sample_tokens,
     )
     return [
         measure_writing(
             subject,
-            recipe.samples.prompts or ("",),
+            settings.prompts or ("",),
             asked.samples,
             sampling,
-            chat=learns_to_answer(recipe),
+            chat=loaded.converses,
             progress=partial(progress, "writing"),
         )
     ]

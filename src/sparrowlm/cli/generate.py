@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, arg
 
+from sparrowlm.cli.drawing import DRAWING, Drawing
 from sparrowlm.cli.page import Page
 
 if TYPE_CHECKING:
@@ -22,15 +23,8 @@ def generate(
     *,
     prompt: str = "",
     chat: str | None = None,
-    temperature: float = 0.8,
-    top_k: int = 50,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    seed: int = 1337,
-    stop: Annotated[tuple[str, ...], UseAppendAction] = (),
+    drawing: Annotated[Drawing, arg(name="")] = DRAWING,
     num: int = 1,
-    max_tokens: int = 200,
     interactive: bool = False,
     adapter: Path | None = None,
     device: str = "auto",
@@ -42,36 +36,35 @@ def generate(
         run: A run folder, which is taken at its best step, or one of its checkpoints.
         prompt: What the text begins with; "-" reads it from standard input.
         chat: A question to a fine-tuned run; "" with --interactive asks you for the first one.
-        temperature: 0 always takes the likeliest token; above 1 is wilder than the model.
-        top_k: Choose among the k likeliest tokens; 0: all.
-        top_p: Choose among the likeliest tokens that together hold this probability.
-        min_p: Leave out tokens below this share of the likeliest one's probability.
-        repetition_penalty: Above 1 makes tokens that occurred before less likely.
-        seed: The same seed writes the same text.
-        stop: Ends the text where this string would come; may be given several times.
+        drawing: How the text is drawn.
         num: How many texts to write.
-        max_tokens: Longest text, or piece of an interactive story.
         interactive: Write a story together, piece by piece; with --chat, talk (sparrow chat).
         adapter: Changes to write with: a LoRA run on this base, or an adapter's folder of PEFT's.
         device: auto, cpu, cuda or mps.
         precision: auto, float32, bfloat16, float16 or float64.
     """
-    from sparrowlm.infer.sampling import Sampling
-
-    sampling = Sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        max_tokens=max_tokens,
-        stop=stop,
-    )
+    sampling = drawing.sampling()
     if chat is not None:
+        check_alone(prompt, num)
         chat_with(run, chat, sampling, interactive, device, precision, adapter)
     else:
         write_from(run, prompt, sampling, num, interactive, device, precision, adapter)
+
+
+def check_alone(prompt: str, num: int) -> None:
+    """Whether a question is asked once and for itself.
+
+    Raises:
+        ConfigError: several answers are asked for, or a text to begin with.
+    """
+    from sparrowlm.errors import ConfigError
+
+    if num != 1 or prompt:
+        raise ConfigError(
+            "a question gets one answer, and begins no text",
+            where="--chat",
+            fix="leave out --num and --prompt; another --seed gives another answer",
+        )
 
 
 def chat_with(

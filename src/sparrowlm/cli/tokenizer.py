@@ -106,10 +106,12 @@ def inspect(
         text_key: Key of the text in a JSON row.
         encoding: Of plain text files.
     """
+    from sparrowlm.cli.counts import at_least
     from sparrowlm.config import DataConfig
     from sparrowlm.data.sources import as_sources
     from sparrowlm.text.tokenizer import load_tokenizer
 
+    at_least(0, lines=lines, longest=longest, megabytes=megabytes)
     console = Console(highlight=False)
     tokenizer = load_tokenizer(folder)
     data = DataConfig(text_key=text_key, encoding=encoding, skip_bad=True)

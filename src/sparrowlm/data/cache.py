@@ -28,7 +28,7 @@ from sparrowlm.data.split import (
     decided,
     find_cut,
 )
-from sparrowlm.data.tokens import are_tokens
+from sparrowlm.data.tokens import are_tokens, refuse_learning
 from sparrowlm.data.writer import Spool
 from sparrowlm.errors import ConfigError
 from sparrowlm.text.documents import format_of
@@ -117,12 +117,7 @@ def learning_texts(
     Raises:
         ConfigError: the sources are tokens.
     """
-    if are_tokens(sources):
-        raise ConfigError(
-            f'is "{kind}", which is learned from text, and the data is tokens already',
-            where="tokenizer.kind",
-            fix='name the one that made them: "folder" with tokenizer.path, "gpt2" or "bytes"',
-        )
+    refuse_learning(sources, kind)
     if kind == "chars":
         reader = Reader(sources, config, cleaning=cleaning)
         return (piece.text for _, piece in reader.pieces())

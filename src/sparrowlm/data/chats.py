@@ -1,4 +1,4 @@
-"""Conversations, preferences and labelled completions as sequences on disk.
+"""Conversations, preferences, labelled completions and packed rows as sequences on disk.
 
     rows -> survey -> ids and mask -> spool -> train, val -> manifest
 
@@ -21,11 +21,13 @@ from sparrowlm.config.schema import DataConfig, TokenizerConfig
 from sparrowlm.data.build import Progress, id_dtype
 from sparrowlm.data.cache import content_hash, tokenizer_key
 from sparrowlm.data.lock import made_once
+from sparrowlm.data.packed import samples_of
 from sparrowlm.data.sequences import FACTS, SequenceDataset, Sequences
 from sparrowlm.data.shards import DTYPES, sizes_match
 from sparrowlm.data.sources import Source, as_sources
 from sparrowlm.data.split import check_share
-from sparrowlm.data.survey import KINDS, Survey, encoded, fit
+from sparrowlm.data.survey import KINDS, Survey, fit
+from sparrowlm.data.tokens import refuse_learning
 from sparrowlm.errors import DataError
 from sparrowlm.text.chat import CHAT_TEMPLATE, ChatFormat
 from sparrowlm.text.documents import format_of
@@ -70,7 +72,7 @@ def prepare_sequences(
 
     def make(work: Path) -> None:
         tokenizer = make_tokenizer(
-            tokenizer_config, lambda: _learning_texts(Survey(sources, kind, True), config)
+            tokenizer_config, lambda: _learning_texts(sources, kind, config, tokenizer_config.kind)
         )
         survey = Survey(sources, kind, config.skip_bad)
         write(survey, tokenizer, work, config.val_fraction, seq_len, progress)
@@ -102,9 +104,16 @@ def _key(
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _learning_texts(survey: Survey, config: DataConfig) -> Iterator[str]:
-    """What the training side says."""
-    for sample in survey.samples():
+def _learning_texts(
+    sources: list[Source], kind: str, config: DataConfig, tokenizer_kind: str
+) -> Iterator[str]:
+    """What the training side says.
+
+    Raises:
+        ConfigError: the sources are tokens.
+    """
+    refuse_learning(sources, tokenizer_kind)
+    for sample in Survey(sources, kind, True).samples():
         if sample.hash() >= config.val_fraction * 2**64:
             for side in sample.sides:
                 yield from (message["content"] for message in side.messages)
@@ -129,7 +138,7 @@ def write(
     labels, hashes, read = bytearray(), [], 0  # of every bundle
     spool, marks = work / "ids.spool", work / "mask.spool"
     with spool.open("wb") as ids, marks.open("wb") as masks:
-        for sample, sides in encoded(survey, chat):
+        for sample, sides in samples_of(survey, chat):
             kept, what = fit(sides, seq_len)
             if what:
                 survey.note(sample, what)

@@ -12,9 +12,11 @@ from urllib.parse import urlsplit
 
 from sparrowlm import files
 from sparrowlm.data.corpora import KnownCorpus
-from sparrowlm.data.fetch import Remote, fetch, is_right, unreachable
+from sparrowlm.data.fetch import Remote, fetch, is_right
+from sparrowlm.data.hub import check_mirror, hugging_face_faults
 from sparrowlm.data.lock import locked
-from sparrowlm.errors import ConfigError, DataError, EnvironmentFault, UserError
+from sparrowlm.errors import ConfigError, DataError, EnvironmentFault
+from sparrowlm.text.extras import need
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -54,8 +56,9 @@ def download(
         progress: told of each file's bytes.
 
     Raises:
-        ConfigError: the license is not clear and was not accepted.
-        DataError: the server has no such file, or another file is in its place here.
+        ConfigError: the license is not clear and was not accepted, or the mirror is no address.
+        DataError: the server has no such file or does not give it, another file is in its place
+            here, or the hub's client is not installed.
         EnvironmentFault: no server, no space, or not what was promised.
     """
     if not corpus.clear and not accept_license:
@@ -64,6 +67,7 @@ def download(
             where=corpus.card,
             fix="read it; if your use is allowed, add --accept-license",
         )
+    check_mirror(mirror, "--mirror")
     remotes = list_files(corpus, mirror)[: limit or None]
     with locked(out, wait=False):
         missing = [remote for remote in remotes if not _is_here(remote, out)]
@@ -94,28 +98,17 @@ def list_files(corpus: KnownCorpus, mirror: str = "") -> list[Remote]:
 
 def _hub_files(corpus: KnownCorpus, mirror: str) -> list[Remote]:
     """What the hub's client says; it knows the endpoint, the login, and pages of long lists."""
-    try:
-        from huggingface_hub import HfApi
-    except ImportError as fault:
-        raise EnvironmentFault(
-            "needs the package huggingface_hub",
-            where=f"sparrow data download {corpus.name}",
-            fix="pip install 'sparrowlm[hubs]'",
-        ) from fault
-
-    api = HfApi(endpoint=mirror.rstrip("/") or None)
-    host = urlsplit(api.endpoint).netloc
+    library = need("huggingface_hub", "hubs", f"sparrow data download {corpus.name}")
+    api: HfApi = library.HfApi(endpoint=mirror.rstrip("/") or None)
     found: list[Remote] = []
-    try:
+    with hugging_face_faults(api.endpoint, corpus.hub):
         revision = api.dataset_info(corpus.hub).sha or "main"  # files of one moment
         for pattern in corpus.patterns:
             found += _matching(api, corpus.hub, revision, pattern)
-    except Exception as fault:  # also its transport's own, whose package changes with versions
-        raise _hub_fault(corpus, host, fault) from fault
     if not found:
         raise DataError(
             f"has none of {', '.join(corpus.patterns)} in {corpus.hub}",
-            where=host,
+            where=api.endpoint,
             why="the dataset has been rearranged since this version of Sparrow",
             fix="download it by hand, and report it",
         )
@@ -149,28 +142,6 @@ def _matching(api: HfApi, dataset: str, revision: str, pattern: str) -> list[Rem
         ),
         key=lambda remote: remote.name,
     )
-
-
-def _hub_fault(corpus: KnownCorpus, host: str, fault: Exception) -> Exception:
-    """What a fault of the hub's client means to a person."""
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
-    status = fault.response.status_code if isinstance(fault, HfHubHTTPError) else 0
-    # The hub answers 401 for what does not exist as well; its client tells them apart.
-    missing = isinstance(fault, RepositoryNotFoundError) and not isinstance(fault, GatedRepoError)
-    if missing or status == 404:
-        return DataError(
-            f"has no {corpus.hub}, or not the files that are looked for",
-            where=host,
-            fix="another server may have it: --mirror URL",
-        )
-    if status in (401, 403):
-        return UserError(
-            f"{corpus.hub} needs a login or an agreement (HTTP {status})",
-            where=host,
-            fix=f"agree at {corpus.card}, then set HF_TOKEN or run: hf auth login",
-        )
-    return unreachable(host, f"{type(fault).__name__}: {str(fault).partition(chr(10))[0]}")
 
 
 def _is_here(remote: Remote, out: Path) -> bool:

@@ -17,7 +17,8 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from sparrowlm.errors import DataError, EnvironmentFault, SparrowError, UserError
+from sparrowlm.data.hub import GONE, HF_VARIABLE, REFUSED, absent, gated, silent
+from sparrowlm.errors import EnvironmentFault
 from sparrowlm.files import adopt, disk_faults, hash_file
 
 BLOCK = 1 << 20
@@ -55,8 +56,8 @@ def fetch(remote: Remote, final: Path, part: Path, heard: Heard) -> None:
         heard: told of every block.
 
     Raises:
-        UserError: the server refuses it, or does not have it.
-        EnvironmentFault: the server cannot be reached, what it sent is not what was promised, or
+        DataError: the server refuses it, or does not have it.
+        EnvironmentFault: the server does not answer, what it sent is not what was promised, or
             the disk is full.
     """
     failed = 0
@@ -74,7 +75,8 @@ def fetch(remote: Remote, final: Path, part: Path, heard: Heard) -> None:
             why = str(fault) or type(fault).__name__
         failed = 0 if _size(part) > before else failed + 1
         if failed == TRIES:
-            raise unreachable(remote.host, why)
+            why = f"{why}; what has come is kept, and the next run goes on there"
+            raise silent(remote.host, remote.url, why, HF_VARIABLE)
         time.sleep(PAUSE * 2 ** (failed - 1))
     check(remote, part)
     adopt(part, final)
@@ -104,17 +106,6 @@ def is_right(remote: Remote, path: Path) -> bool:
     if remote.sha256:
         return hash_file(path) == remote.sha256
     return not remote.blob or _git_id(path) == remote.blob
-
-
-def unreachable(host: str, why: str) -> SparrowError:
-    """The fault of a server that does not answer."""
-    return EnvironmentFault(
-        "cannot be reached",
-        where=host,
-        why=why,
-        fix="check the network and HTTPS_PROXY, or name another server: --mirror URL, or "
-        "HF_ENDPOINT for a hub (such as https://hf-mirror.com); what is there is kept",
-    )
 
 
 def _take(remote: Remote, part: Path, heard: Heard) -> bool:
@@ -150,20 +141,14 @@ def _refused(remote: Remote, fault: HTTPError) -> str:
     """Why a try failed, where another one may not.
 
     Raises:
-        UserError: another one would fail as well.
+        DataError: another one would fail as well.
     """
-    if fault.code in (401, 403):
-        raise UserError(
-            f"{remote.name} needs a login or an agreement (HTTP {fault.code})",
-            where=remote.host,
-            fix="agree on its page, then set HF_TOKEN or run: hf auth login",
-        ) from fault
-    if fault.code in (404, 410):
-        raise DataError(
-            f"has no {remote.name} (HTTP {fault.code})",
-            where=remote.host,
-            fix="name another server: --mirror URL",
-        ) from fault
+    told = f"HTTP {fault.code}"
+    if fault.code in REFUSED:
+        page = remote.url.partition("/resolve/")[0]  # of a hub's file its dataset's
+        raise gated(remote.host, remote.url, page, "HF_TOKEN", told) from fault
+    if fault.code in GONE:
+        raise absent(remote.host, remote.url, f"{remote.name} ({told})") from fault
     return f"HTTP {fault.code} {fault.reason}"
 
 

@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 from glob import has_magic
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 from sparrowlm.errors import ConfigError, DataError, EnvironmentFault
 from sparrowlm.files import disk_faults
@@ -28,6 +29,7 @@ from sparrowlm.text.extras import need
 TEXTS = (".txt", ".md", ".rst")
 NO_DATA = ("README.md", "LICENSE.md", "LICENSE.txt", "dataset_info.json", "dataset_infos.json")
 PREFIXES = ("hf:", "modelscope:")
+HF_VARIABLE = "HF_ENDPOINT (such as https://hf-mirror.com)"
 
 
 class Address(NamedTuple):
@@ -98,8 +100,7 @@ def fetch(text: str, mirror: str = "", passed_over: Counter[str] | None = None) 
         EnvironmentFault: the hub does not answer.
     """
     address = parse_address(text)
-    if mirror and not mirror.startswith(("http://", "https://")):
-        raise ConfigError(f'"{mirror}" is no address', where="data.mirror", fix="https://HOST")
+    check_mirror(mirror, "data.mirror")
     hub = _hugging_face(address, mirror) if address.hub == "hf" else _modelscope(address, mirror)
     with hub as client:
         if is_file(address.path):  # not listed first: what is in the cache is then read offline
@@ -113,6 +114,21 @@ def fetch(text: str, mirror: str = "", passed_over: Counter[str] | None = None) 
                 f"{client.host} has no file of text there", where=text, fix="name one of its files"
             )
         return [Path(client.download(name)) for name in data]
+
+
+def check_mirror(mirror: str, where: str) -> None:
+    """Whether a mirror is a host's address; "" is none.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        place = urlsplit(mirror)
+        right = not mirror or (place.scheme in ("http", "https") and bool(place.hostname))
+    except ValueError:  # half of a bracket
+        right = False
+    if not right:
+        raise ConfigError(f'"{mirror}" is no address', where=where, fix="https://HOST")
 
 
 def is_file(path: str) -> bool:
@@ -225,28 +241,42 @@ def card_patterns(data_files: Any) -> list[str]:
 def _hugging_face(address: Address, mirror: str) -> Iterator[Hub]:
     """A client whose faults are told in our words."""
     client = _HuggingFace(address, mirror)
+    with hugging_face_faults(client.host, address.repository):
+        yield client
+
+
+@contextmanager
+def hugging_face_faults(host: str, repository: str) -> Iterator[None]:
+    """Tell what the client of Hugging Face's hub meets, asking for a dataset, in our words.
+
+    Raises:
+        DataError: the hub does not have it, or does not give it to everybody.
+        EnvironmentFault: the hub does not answer.
+    """
     from huggingface_hub import errors
 
-    where = f"hf:{address.repository}"
+    where, page = f"hf:{repository}", f"{host}/datasets/{repository}"
     try:
         with disk_faults(Path(where)):
-            yield client
+            yield
     except errors.GatedRepoError as fault:
-        raise DataError(
-            f"{client.host} gives it only to people who have accepted its terms",
-            where=where,
-            fix=f"accept them at {client.host}/datasets/{address.repository}, then set HF_TOKEN",
-        ) from fault
+        raise gated(host, where, page, "HF_TOKEN") from fault
     except errors.RepositoryNotFoundError as fault:
-        raise _absent(client.host, where, "the dataset", "HF_TOKEN") from fault
+        raise absent(host, where, "the dataset", "HF_TOKEN") from fault
     except errors.RevisionNotFoundError as fault:
-        raise _absent(client.host, where, f"the revision {address.revision!r}", "") from fault
+        raise absent(host, where, "the revision") from fault
     except errors.RemoteEntryNotFoundError as fault:
-        raise _absent(client.host, where, "the file", "") from fault
+        raise absent(host, where, "the file") from fault
     except errors.HFValidationError as fault:
         raise DataError(str(fault), where=where, fix="hf:owner/name") from fault
     except (errors.HTTPError, OSError) as fault:  # the HTTP library differs from version to version
-        raise _silent(client.host, where, fault, "HF_ENDPOINT") from fault
+        answer = fault.response if isinstance(fault, errors.HfHubHTTPError) else None
+        status = 0 if answer is None else answer.status_code
+        if status in REFUSED:
+            raise gated(host, where, page, "HF_TOKEN", f"HTTP {status}") from fault
+        if status in GONE:
+            raise absent(host, where, "the dataset", "HF_TOKEN") from fault
+        raise silent(host, where, first_line(fault), HF_VARIABLE) from fault
 
 
 @contextmanager
@@ -261,27 +291,58 @@ def _modelscope(address: Address, mirror: str) -> Iterator[Hub]:
         with disk_faults(Path(where)):
             yield client
     except library.NotExistError as fault:
-        raise _absent(client.host, where, "it", "MODELSCOPE_API_TOKEN") from fault
+        raise absent(client.host, where, "it", "MODELSCOPE_API_TOKEN") from fault
     except (library.AuthenticationError, library.PermissionDeniedError) as fault:
-        raise DataError(
-            f"{client.host} does not give it",
-            where=where,
-            why=str(fault),
-            fix="set MODELSCOPE_API_TOKEN",
-        ) from fault
+        page = f"{client.host}/datasets/{address.repository}"
+        raise gated(client.host, where, page, "MODELSCOPE_API_TOKEN", str(fault)) from fault
     except (library.HubError, requests.RequestException) as fault:
-        raise _silent(client.host, where, fault, "MODELSCOPE_ENDPOINT") from fault
+        raise silent(client.host, where, first_line(fault), "MODELSCOPE_ENDPOINT") from fault
 
 
-def _absent(host: str, where: str, what: str, token: str) -> DataError:
-    fix = f"check the name; for a private one, set {token}" if token else "check the name"
-    return DataError(f"{host} does not have {what}", where=where, fix=fix)
+REFUSED, GONE = (401, 403), (404, 410)
+"""HTTP's words for what a server gives only to some, and for what it does not have."""
 
 
-def _silent(host: str, where: str, fault: Exception, variable: str) -> EnvironmentFault:
+def gated(host: str, where: str, page: str, token: str, why: str = "") -> DataError:
+    """A server that gives something only to some.
+
+    Args:
+        host: of the server.
+        where: what was asked for.
+        page: where its terms are.
+        token: the variable that says who asks.
+        why: in the server's words.
+    """
+    return DataError(
+        f"{host} gives it only to people who are logged in, or have accepted its terms",
+        where=where,
+        why=why,
+        fix=f"accept them at {page}, then set {token}",
+    )
+
+
+def absent(host: str, where: str, what: str, token: str = "") -> DataError:
+    """A server that does not have something, or hides it from those who do not say who asks."""
+    private = f"; for a private one, set {token}" if token else ""
+    return DataError(
+        f"{host} does not have {what}",
+        where=where,
+        fix=f"check the name, or set a mirror: data.mirror (--mirror){private}",
+    )
+
+
+def silent(host: str, where: str, why: str, variable: str) -> EnvironmentFault:
+    """A server that does not answer; the variable names another one."""
     return EnvironmentFault(
         f"{host} does not answer",
         where=where,
-        why=(str(fault).splitlines() or [type(fault).__name__])[0][:200],
-        fix=f"check the network, or set a mirror: data.mirror (--mirror) or {variable}",
+        why=why,
+        fix="check the network and HTTPS_PROXY, or set a mirror: data.mirror (--mirror), of a hub"
+        f" also {variable}",
     )
+
+
+def first_line(fault: Exception) -> str:
+    """What an exception says first, or its name where it says nothing."""
+    lines = [line for line in str(fault).splitlines() if line.strip()]
+    return (lines or [type(fault).__name__])[0][:200]

@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sparrowlm import files
 from sparrowlm.config.schema import DataConfig, MixConfig, TokenizerConfig
 from sparrowlm.data.build import Progress
 from sparrowlm.data.cache import cache_key, clean, learning_texts
 from sparrowlm.data.contamination import CONTAMINATED, text_hashes, trained_on
-from sparrowlm.data.lock import locked
+from sparrowlm.data.lock import made_once
 from sparrowlm.data.prepare import prepare_cached
 from sparrowlm.data.sequences import AnyDataset
 from sparrowlm.data.shards import FACTS, Dataset, Tokens, is_dataset
@@ -176,19 +175,16 @@ def _vocabulary(
     keys = [cache_key(sources, part, tokenizer) for sources, part in found]
     folder = cache / f"tokenizer-{hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:32]}"
 
-    with locked(folder, wait=True):
-        if not (folder / TOKENIZER_JSON).is_file():
-            with files.publish(folder, replace=True) as work:
+    def make(work: Path) -> None:
+        def texts() -> Iterator[str]:
+            for sources, part in found:
+                cleaning = clean(sources, part, work, progress)
+                yield from learning_texts(sources, part, tokenizer.kind, work, progress, cleaning)
 
-                def texts() -> Iterator[str]:
-                    for sources, part in found:
-                        cleaning = clean(sources, part, work, progress)
-                        yield from learning_texts(
-                            sources, part, tokenizer.kind, work, progress, cleaning
-                        )
+        make_tokenizer(tokenizer, texts).save(work)
 
-                make_tokenizer(tokenizer, texts).save(work)
-    return TokenizerConfig(kind="folder", path=str(folder))
+    made = made_once(folder, lambda there: (there / TOKENIZER_JSON).is_file(), make)
+    return TokenizerConfig(kind="folder", path=str(made))
 
 
 def _alone(config: DataConfig, entry: MixConfig) -> DataConfig:

@@ -72,9 +72,9 @@ class Job:
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, from its folder."""
-        from sparrowlm.text.tokenizer import byte_tokenizer, load_tokenizer
+        from sparrowlm.text.tokenizer import open_tokenizer
 
-        return byte_tokenizer() if self.tokenizer == "bytes" else load_tokenizer(self.tokenizer)
+        return open_tokenizer(self.tokenizer)
 
     def part(self, number: int) -> Path:
         """The folder of source `number`."""

@@ -1,7 +1,7 @@
 """What a policy is asked: prompts with what a reward needs to know of them.
 
-A file holds JSON lines, `{"prompt", "gold", …}`, compressed or not. A prompt is a string or a list
-of messages; the row stays whole, for rewards to look at.
+A row is `{"prompt", "gold", …}`, in any file that chats are read from. A prompt is a string or a
+list of messages; the row stays whole, for rewards to look at.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparrowlm.config import RolloutConfig
 from sparrowlm.config.rollout import opens_thought
+from sparrowlm.data.sources import Source
 from sparrowlm.data.split import falls_out
-from sparrowlm.errors import DataError
+from sparrowlm.errors import DataError, TokenizerError
 from sparrowlm.text.chat import ChatFormat
-from sparrowlm.text.documents import find_inputs
-from sparrowlm.text.reading import read_blocks, split_lines
-from sparrowlm.text.rows import parse_row
+from sparrowlm.text.conversations import read_values
+from sparrowlm.text.rows import Rejected
 
 if TYPE_CHECKING:
     from sparrowlm.text.tokenizer import Tokenizer
@@ -55,7 +54,7 @@ class PromptDataset:
 
 
 def open_prompts(
-    paths: Sequence[str],
+    sources: Sequence[Source],
     tokenizer: Tokenizer,
     settings: RolloutConfig,
     *,
@@ -67,7 +66,7 @@ def open_prompts(
     """Read prompts and split them by a hash of each.
 
     Args:
-        paths: files, folders or globs of JSON lines.
+        sources: files of rows.
         tokenizer: of the policy.
         settings: whether prompts are turns of a chat, and behind which system turn.
         val_fraction: share held out.
@@ -83,7 +82,7 @@ def open_prompts(
     digest, long, bad = hashlib.sha256(tokenizer.fingerprint.encode()), 0, 0
     told = [settings.chat, settings.system, list(tools), val_fraction]
     digest.update(json.dumps(told, sort_keys=True).encode())
-    for number, (place, row, reason) in enumerate(_rows(paths), 1):
+    for number, (place, row, reason) in enumerate(_rows(sources), 1):
         ids, reason = ([], reason) if reason else _encoded(encode, row)
         if reason and not skip_bad:
             raise DataError(
@@ -96,11 +95,12 @@ def open_prompts(
             prompts.append(Prompt(ids, row, number, place))
     held = [falls_out(_text(one).encode("utf-8", "replace"), val_fraction) for one in prompts]
     train = [one for one, out in zip(prompts, held, strict=True) if not out]
+    paths = [str(source.path) for source in sources]
     if not train:
         why = f"{long} are longer than {longest} tokens, {bad} are no prompts" if long + bad else ""
         raise DataError("holds no prompt to learn from", where=", ".join(paths), why=why)
     val = [one for one, out in zip(prompts, held, strict=True) if out]
-    facts = {"path": list(paths), "prompts": len(train), "held_out": len(val)}
+    facts = {"path": paths, "prompts": len(train), "held_out": len(val)}
     return PromptDataset(
         train=train,
         val=val,
@@ -148,15 +148,16 @@ def _encoded(encode: Encode, row: dict[str, Any]) -> tuple[list[int], str]:
         return [], f"has no 'prompt', a string or messages; it has {present}"
     try:
         return encode(prompt), ""
-    except DataError as fault:
+    except (DataError, TokenizerError) as fault:
         return [], fault.what
 
 
-def _rows(paths: Sequence[str]) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """(place, row, why it is none) of every line."""
-    for path in find_inputs(paths):
-        for line, content in enumerate(split_lines(read_blocks(Path(path))), 1):
-            yield (f"{path}:{line}", *parse_row(content.removeprefix(b"\xef\xbb\xbf")))
+def _rows(sources: Sequence[Source]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """(place, row, why it is none) of every row."""
+    for source in sources:
+        for row in read_values(source.path, lambda row: row):
+            place = f"{row.source}:{row.line}"
+            yield (place, {}, row.reason) if isinstance(row, Rejected) else (place, row.value, "")
 
 
 def _text(prompt: Prompt) -> str:

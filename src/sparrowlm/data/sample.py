@@ -11,7 +11,6 @@ one that is still in: about 200 bytes a line of the sample, whatever the size of
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import hashlib
 import heapq
@@ -26,8 +25,7 @@ import zstandard
 from sparrowlm import files
 from sparrowlm.errors import DataError, RunError
 from sparrowlm.text.documents import format_of
-from sparrowlm.text.reading import read_blocks, split_lines
-from sparrowlm.text.rows import parse_row
+from sparrowlm.text.rows import parse_row, read_row_lines
 
 
 class Sampled(NamedTuple):
@@ -128,9 +126,8 @@ def _lines(
     source: Path, skip_bad: bool, progress: Callable[[int], None] | None
 ) -> Iterator[tuple[int, bytes, str]]:
     """(1-based number, line with its end, reason why it is no row)."""
-    for number, line in enumerate(split_lines(read_blocks(source, progress)), 1):
-        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-        _, reason = parse_row(line)
+    for number, line, fault in read_row_lines(source, progress):
+        reason = fault or parse_row(line)[1]
         if reason and not skip_bad:
             raise DataError(
                 reason,

@@ -30,6 +30,7 @@ from sparrowlm.text.conversations import (
     pair_of,
     read_values,
 )
+from sparrowlm.text.documents import format_of
 from sparrowlm.text.rows import Rejected
 from sparrowlm.text.turns import Conversation, dump, empty_answers, order_fault
 
@@ -40,6 +41,10 @@ TOO_LONG = "left out: longer than a row"
 UNANSWERED = "left out: no answer"
 EMPTY = "an empty answer"
 DISORDER = "roles out of order"
+
+
+Pieces = list[tuple[list[Part], int]]
+"""Of each side of a sample: its pieces, and how many of its messages are prompt."""
 
 
 class Kind(NamedTuple):
@@ -57,7 +62,10 @@ KINDS: dict[str, Kind] = {
 
 
 def kind_of(sources: list[Source], kinds: tuple[str, ...]) -> str:
-    """The first of `kinds` that the first readable row is of; the last where none is."""
+    """The first of `kinds` that the first readable row is of; the last where none is, or where
+    rows are tokens already."""
+    if format_of(sources[0].path) == "tokens":
+        return kinds[-1]
     for row in read_values(sources[0].path, lambda row: row):
         if isinstance(row, Found):
             return next((kind for kind in kinds if _is(row.value, kind)), kinds[-1])
@@ -80,6 +88,8 @@ class Sample(NamedTuple):
     """1: wanted, 0: not; of chats and pairs 1."""
     source: str
     line: int
+    content: bytes = b""
+    """Of a row that holds no conversation but ids: all of it."""
 
     @property
     def place(self) -> str:
@@ -88,10 +98,15 @@ class Sample(NamedTuple):
 
     def hash(self) -> int:
         """What decides the split: of pairs their prompt, otherwise all of it. 64 bits."""
-        shown = self.sides[0].messages
+        return int.from_bytes(hashlib.sha256(self._shown()).digest()[:8], "little")
+
+    def _shown(self) -> bytes:
+        if self.content:
+            return self.content
+        messages = self.sides[0].messages
         if len(self.sides) > 1 and self.sides[0].given:
-            shown = shown[: self.sides[0].given]
-        return int.from_bytes(hashlib.sha256(dump(shown).encode()).digest()[:8], "little")
+            messages = messages[: self.sides[0].given]
+        return dump(messages).encode()
 
 
 @dataclass
@@ -128,8 +143,13 @@ class Survey:
                 if self._answered(sample):
                     yield sample
 
-    def reject(self, row: Rejected) -> None:
+    def reject(self, row: Rejected, why: str = "", fix: str = "") -> None:
         """Count and keep a bad row.
+
+        Args:
+            row: which, and what is wrong with it.
+            why: it is a fault, as of an error.
+            fix: of the row, as of an error.
 
         Raises:
             DataError: bad rows are not to be skipped.
@@ -138,9 +158,19 @@ class Survey:
             raise DataError(
                 row.reason,
                 where=f"{row.source}:{row.line}",
-                fix="mend the row, or count and list such rows: data.skip_bad = true",
+                why=why,
+                fix=f"{fix or 'mend the row'}, or count and list such rows: data.skip_bad = true",
             )
         self.rejected.append(row)
+
+    def take_back(self, sample: Sample, fault: DataError) -> None:
+        """Reject a row that was accepted, and cannot be written as ids.
+
+        Raises:
+            DataError: bad rows are not to be skipped.
+        """
+        self.accepted -= 1
+        self.reject(Rejected(sample.source, sample.line, fault.what), fault.why, fault.fix)
 
     def note(self, sample: Sample, what: str) -> None:
         """Keep what a person should know of a row."""
@@ -189,24 +219,37 @@ def encoded(survey: Survey, chat: ChatFormat) -> Iterator[tuple[Sample, list[Enc
     """Every sample with the ids of its sides, uncut.
 
     Raises:
-        DataError: a row that the template refuses, unless bad rows are skipped.
+        DataError: a row that the template refuses, or whose text the tokenizer changes, unless bad
+            rows are skipped.
     """
     samples = survey.samples()
     while some := list(islice(samples, BATCH)):
-        kept: list[Sample] = []
-        pieces: list[tuple[list[Part], int]] = []
+        kept: list[tuple[Sample, Pieces]] = []
         for sample in some:
             try:
-                found = [(chat.parts(side), side.given) for side in sample.sides]
+                pieces = [(chat.parts(side), side.given) for side in sample.sides]
             except DataError as fault:
-                survey.accepted -= 1
-                survey.reject(Rejected(sample.source, sample.line, fault.what))
-                continue
-            kept.append(sample)
-            pieces += found
-        size, done = KINDS[survey.kind].bundle_size, chat.encode_parts(pieces)
-        for number, sample in enumerate(kept):
-            yield sample, done[number * size : (number + 1) * size]
+                survey.take_back(sample, fault)
+            else:
+                kept.append((sample, pieces))
+        yield from _together(survey, chat, kept)
+
+
+def _together(
+    survey: Survey, chat: ChatFormat, kept: list[tuple[Sample, Pieces]]
+) -> Iterator[tuple[Sample, list[Encoded]]]:
+    """Samples encoded in one go; one by one where it fails, so that only the faulty are lost."""
+    try:
+        done = iter(chat.encode_parts([side for _, pieces in kept for side in pieces]))
+    except DataError as fault:
+        if len(kept) == 1:
+            survey.take_back(kept[0][0], fault)
+            return
+        for one in kept:
+            yield from _together(survey, chat, [one])
+        return
+    for sample, pieces in kept:
+        yield sample, [next(done) for _ in pieces]
 
 
 def fit(sides: list[Encoded], seq_len: int) -> tuple[list[Encoded], str]:

@@ -8,6 +8,7 @@ file is one document, and the held-out part is its end, as nanoGPT's is.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from sparrowlm.data.encode import Encoded
 from sparrowlm.data.likeness import text_hash
 from sparrowlm.data.reader import Reader
 from sparrowlm.data.split import ENDS, HASHED, HELD_OUT, PIECE, STARTS, falls_out
-from sparrowlm.errors import DataError
+from sparrowlm.errors import ConfigError, DataError
 from sparrowlm.text.documents import format_of
 from sparrowlm.text.extras import need
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from sparrowlm.data.sources import Source
     from sparrowlm.text.tokenizer import Tokenizer
 
-KEY = "tokens"
+KEY, MASK = "tokens", "loss_mask"
 CHUNK = 1 << 20  # ids read at once
 
 
@@ -43,6 +44,19 @@ def are_tokens(sources: list[Source]) -> bool:
             fix="prepare the two apart",
         )
     return True in kinds
+
+
+def refuse_learning(sources: list[Source], kind: str) -> None:
+    """
+    Raises:
+        ConfigError: the sources are tokens, and such a vocabulary, bpe or chars, is learned.
+    """
+    if are_tokens(sources):
+        raise ConfigError(
+            f'is "{kind}", which is learned from text, and the data is tokens already',
+            where="tokenizer.kind",
+            fix='name the one that made them: "folder" with tokenizer.path, "gpt2" or "bytes"',
+        )
 
 
 class TokenPieces:
@@ -162,27 +176,69 @@ def read_tokens(path: Path) -> Iterator[tuple[np.ndarray, bool]]:
     Raises:
         DataError: h5py is not installed; the file is not HDF5, or holds no (N,) integers `tokens`.
     """
+    with _opened(path) as file:
+        held = _integers(path, file, KEY)
+        if held.ndim != 1:
+            raise DataError(
+                f"{KEY!r} has the shape {tuple(held.shape)}, and must be integers in a row",
+                where=str(path),
+                why="rows of a fixed length are a packed fine-tuning file" * (held.ndim == 2),
+                fix='train on those with stage = "sft": data.path names the file itself',
+            )
+        for start in range(0, len(held), CHUNK):
+            ids = held[start : start + CHUNK].astype(np.int64)
+            yield ids, start + CHUNK >= len(held)
+
+
+def read_packed(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The rows of a packed fine-tuning file in order, some at a time: (n, T) int64 ids and (n, T)
+    of integers, as its mask holds them.
+
+    Raises:
+        DataError: h5py is not installed; the file is not HDF5, or does not hold the two.
+    """
+    with _opened(path) as file:
+        held, mask = _integers(path, file, KEY), _integers(path, file, MASK)
+        if held.ndim != 2 or held.shape != mask.shape:
+            raise DataError(
+                f"{KEY!r} has the shape {tuple(held.shape)} and {MASK!r} {tuple(mask.shape)};"
+                " both must be (rows, tokens of a row)",
+                where=str(path),
+            )
+        rows = max(1, CHUNK // max(1, held.shape[1]))
+        for start in range(0, len(held), rows):
+            yield held[start : start + rows].astype(np.int64), mask[start : start + rows]
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a token file holds rows of a fixed length.
+
+    Raises:
+        DataError: as `read_packed`.
+    """
+    with _opened(path) as file:
+        return _integers(path, file, KEY).ndim == 2
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An HDF5 file."""
     h5py = need("h5py", "hdf5", str(path))
     try:
         with h5py.File(path, "r") as file:
-            held = file.get(KEY)
-            _check_shape(path, held, file)
-            for start in range(0, len(held), CHUNK):
-                ids = held[start : start + CHUNK].astype(np.int64)
-                yield ids, start + CHUNK >= len(held)
+            yield file
     except OSError as fault:
         raise DataError(
             f"cannot be read: {fault}", where=str(path), fix="fetch it again"
         ) from fault
 
 
-def _check_shape(path: Path, held: Any, file: Any) -> None:
+def _integers(path: Path, file: Any, key: str) -> Any:
+    """A dataset of integers in an HDF5 file, as yet unread."""
+    held = file.get(key)
     if held is None or not hasattr(held, "shape"):
         names = ", ".join(map(repr, list(file)[:5]))
-        raise DataError(f"no dataset {KEY!r}; it has {names or 'none'}", where=str(path))
-    if len(held.shape) != 1 or held.dtype.kind not in "iu":
-        raise DataError(
-            f"{KEY!r} is {held.dtype} of shape {tuple(held.shape)}, and must be integers in a row",
-            where=str(path),
-            why="rows of a fixed length are a packed fine-tuning file" if held.ndim == 2 else "",
-        )
+        raise DataError(f"no dataset {key!r}; it has {names or 'none'}", where=str(path))
+    if held.dtype.kind not in "iu":
+        raise DataError(f"{key!r} is {held.dtype}, and must be integers", where=str(path))
+    return held

@@ -134,8 +134,9 @@ def encode_pair(
     tokenizer: Tokenizer, context: str, continuation: str
 ) -> tuple[list[int], list[int]]:
     """The ids of a context and of what continues it, as lm-eval cuts them: white space between the
-    two belongs to the continuation, whose ids are those that the whole has more. Of an empty
-    context the id that stands before every document.
+    two belongs to the continuation, whose ids are those that the whole has more. Where it has no
+    more, since the two merge into one, they are those of the continuation alone: none at all would
+    be the likeliest of any choice. Of an empty context the id that stands before every document.
 
     >>> encode_pair(byte_tokenizer(), "a ", "b")
     ([97], [32, 98])
@@ -146,7 +147,7 @@ def encode_pair(
         before = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
         return before, tokenizer.encode(continuation)
     whole, ids = tokenizer.encode(context + continuation), tokenizer.encode(context)
-    return ids, whole[len(ids) :]
+    return ids, whole[len(ids) :] or tokenizer.encode(continuation)
 
 
 def _pair(

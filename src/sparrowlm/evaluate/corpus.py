@@ -17,6 +17,7 @@ from sparrowlm.data.sequences import SequenceDataset, packed_windows
 from sparrowlm.data.shards import Dataset, is_dataset, open_dataset
 from sparrowlm.data.sources import Source, as_sources
 from sparrowlm.data.streams import windows
+from sparrowlm.data.tokens import is_packed
 from sparrowlm.errors import ConfigError, DataError
 from sparrowlm.evaluate.answering import Subject
 from sparrowlm.evaluate.figures import Figure, Measured, figures_of
@@ -175,7 +176,10 @@ def open_data(
 
 
 def holds_chats(sources: list[Source], text_key: str) -> bool:
-    """Whether the first readable row of the first file is a conversation, and no text."""
+    """Whether the first readable row of the first file is a conversation, and no text; or its
+    tokens are those of packed ones."""
+    if format_of(sources[0].path) == "tokens":
+        return is_packed(sources[0].path)
     if format_of(sources[0].path) not in ("lines", "array", "parquet"):
         return False
 

@@ -25,7 +25,7 @@ from sparrowlm.evaluate.answering import Progress, Subject
 from sparrowlm.infer.engine import Engine, Request
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.infer.scoring import logprobs
-from sparrowlm.text.chat import ChatFormat, prompt_part
+from sparrowlm.text.chat import ChatFormat
 from sparrowlm.text.turns import conversation_of
 
 MAX_TOKENS = 256  # of an answer, where a task says nothing: as HFLM
@@ -88,11 +88,16 @@ class SparrowLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation so far as text."""
+        """A conversation so far as text: up to where an answer begins, or, as lm-eval asks where
+        it puts the answer's first words there itself, up to the end of what was said last."""
         if self._format is None:
             raise ValueError("not made for chats")
+        if add_generation_prompt:
+            return "".join(part.text for part in self._format.prompt_parts(chat_history))
         text = self._format.text(conversation_of(chat_history))
-        return text + (prompt_part(False).text if add_generation_prompt else "")
+        last = chat_history[-1]["content"].lstrip()
+        last = last if last in text else last.rstrip()  # a template may strip what it is given
+        return text[: text.rindex(last) + len(last)]
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
@@ -106,6 +111,12 @@ class SparrowLM(TemplateLM):
             special = tokenizer.special_ids.get(piece)
             ids += tokenizer.encode(piece) if special is None else [special]
         return ids
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """As lm-eval cuts the two; a continuation that leaves the whole no longer than its context
+        has ids of its own, where HFLM fails."""
+        ids, own = super()._encode_pair(context, continuation)
+        return ids, own or self.tok_encode(continuation)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **kwargs: Any
@@ -138,6 +149,7 @@ class SparrowLM(TemplateLM):
         """What is written behind each context, up to a stop string."""
         subject = self.subject
         engine = Engine(subject.model, subject.tokenizer, subject.runtime, slide=False)
+        ends = frozenset() if self._format is None else self._format.end_ids
         [end] = [name for name, id in subject.tokenizer.special_ids.items() if id == self._eot]
         asked, stops = [], []
         for number, (context, settings) in enumerate(request.args for request in requests):
@@ -153,7 +165,7 @@ class SparrowLM(TemplateLM):
                 stop=tuple(stop for stop in until if stop and stop != end),
                 **{name: settings[name] for name in FILTERS if settings.get(name) is not None},
             )
-            asked.append(Request(ids, sampling, sample=number))
+            asked.append(Request(ids, sampling, number, ends))
             stops.append(until)
         written: list[list[int]] = [[] for _ in asked]
         told, done = self._told("writing"), 0

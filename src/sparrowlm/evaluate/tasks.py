@@ -88,7 +88,7 @@ class Task:
 
 def load_task(name: str, limit: int = 0) -> Task:
     """A task: the path of a TOML file, or the name of one that comes with Sparrow; `NAME=ROWS`
-    takes its rows from another file.
+    takes its rows from another file, whose name is then part of the task's.
 
     Args:
         name: as typed.
@@ -103,9 +103,9 @@ def load_task(name: str, limit: int = 0) -> Task:
     values, text = read_toml(path)
     faults: list[str] = []
     config: TaskConfig = build_table(TaskConfig, values, "", faults, line_numbers(text))
-    config = replace(
-        config, name=config.name or path.stem, scorer=_beside(config.scorer, path.parent)
-    )
+    own_name = config.name or path.stem
+    full_name = f"{own_name}={Path(elsewhere).name}" if elsewhere else own_name
+    config = replace(config, name=full_name, scorer=_beside(config.scorer, path.parent))
     refuse(faults + _faults(config), str(path))
     own = path.parent / (config.rows or f"{path.stem}.jsonl")
     if not elsewhere and not own.is_file():
@@ -153,8 +153,8 @@ def read_rows(path: str) -> list[TaskRow]:
     """
     found = []
     for file in find_inputs([path]):
-        for line, content, _ in read_row_lines(file):
-            values, reason = parse_row(content)
+        for line, content, fault in read_row_lines(file):
+            values, reason = ({}, fault) if fault else parse_row(content)
             if reason:
                 raise DataError(reason, where=f"{file}:{line}", fix="write one JSON object a line")
             found.append(TaskRow(values, f"{file}:{line}"))

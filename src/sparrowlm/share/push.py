@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from sparrowlm import files
-from sparrowlm.data.hub import Address, is_address, parse_address
+from sparrowlm.data.hub import Address, check_mirror, first_line, is_address, parse_address
 from sparrowlm.errors import ConfigError, DataError, EnvironmentFault, RunError
 from sparrowlm.share.export.card import UNKNOWN
 from sparrowlm.share.export.writing import CARD, Format, export
@@ -118,11 +118,13 @@ def push(what: Parcel, target: Address, *, public: bool = False, mirror: str = "
         Where it is now.
 
     Raises:
+        ConfigError: the mirror is no address.
         DataError: the hub does not take it (no token, or one that may not write there), or its
             client is not installed.
         RunError: the repository is there and not private.
         EnvironmentFault: the hub does not answer.
     """
+    check_mirror(mirror, "--mirror")
     if target.hub == "hf":
         return _to_hugging_face(what, target.repository, public, mirror)
     return _to_modelscope(what, target.repository, public, mirror)
@@ -206,7 +208,7 @@ def _refuse(host: str, where: str, hub: str, fault: Any) -> NoReturn:
     raise DataError(
         f"{host} does not let this token write there",
         where=where,
-        why=_first_line(fault),
+        why=first_line(fault),
         fix=f"{TOKENS[hub]}, and check the owner's name",
     ) from fault
 
@@ -215,11 +217,6 @@ def _fail(host: str, where: str, fault: Exception) -> NoReturn:
     raise EnvironmentFault(
         f"{host} did not take the upload",
         where=where,
-        why=_first_line(fault),
+        why=first_line(fault),
         fix="check the network and run the same command again: what is there already is kept",
     ) from fault
-
-
-def _first_line(fault: Exception) -> str:
-    lines = [line for line in str(fault).splitlines() if line.strip()]
-    return (lines or [type(fault).__name__])[0][:200]

@@ -297,12 +297,20 @@ class ChatFormat:
         Raises:
             DataError: a message that is none.
         """
+        parts = self.prompt_parts(messages, tools, thinking)
+        return self.encode_parts([(parts, len(messages))])[0].ids.tolist()
+
+    def prompt_parts(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        thinking: bool = False,
+    ) -> list[Part]:
+        """The pieces of what `prompt_ids` encodes."""
         found = conversation_of(messages, tools)
         if self._foreign is not None:
-            parts = self._foreign.parts(found.messages, found.tools, prompt=True, thinking=thinking)
-        else:
-            parts = [*parts_of(found.messages, found.tools), prompt_part(thinking)]
-        return self.encode_parts([(parts, len(found.messages))])[0].ids.tolist()
+            return self._foreign.parts(found.messages, found.tools, prompt=True, thinking=thinking)
+        return [*parts_of(found.messages, found.tools), prompt_part(thinking)]
 
     def _cut(self, parts: Sequence[Part]) -> Iterator[tuple[str | int, int]]:
         """Special tokens as ids and the text between them as strings, with whose they are. Text is

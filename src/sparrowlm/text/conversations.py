@@ -1,4 +1,4 @@
-"""Readers of conversations, preferences, labelled completions and prompts.
+"""Readers of conversations, preferences and labelled completions.
 
 The files are JSON lines, JSON arrays (both perhaps compressed) and Parquet. Every row becomes one
 `Found` or one `Rejected`, so that both together are the number of rows.
@@ -7,7 +7,6 @@ The files are JSON lines, JSON arrays (both perhaps compressed) and Parquet. Eve
                   {"instruction", "input", "output"}
     preferences   {"chosen": [messages], "rejected": [messages]}, {"prompt", "chosen", "rejected"}
     labelled      {"prompt", "completion", "label"}
-    prompts       {"prompt", …}: the row stays whole, for rewards to look at
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from sparrowlm.text.documents import format_of
 from sparrowlm.text.parquet import read_parquet_rows
 from sparrowlm.text.reading import OnRead
 from sparrowlm.text.rows import Rejected, clean, parse_row, read_row_lines
-from sparrowlm.text.turns import Conversation, Message, conversation_of
+from sparrowlm.text.turns import Conversation, conversation_of
 
 Value = TypeVar("Value")
 KEYS = ("conversations", "messages", "conversation")
@@ -42,15 +41,6 @@ class Labelled(NamedTuple):
     wanted: bool
 
 
-class Prompt(NamedTuple):
-    """What is asked."""
-
-    messages: tuple[Message, ...]
-    tools: tuple[dict[str, Any], ...]
-    row: dict[str, Any]
-    """As it was read, `gold` and all."""
-
-
 class Found(NamedTuple, Generic[Value]):
     """What a row says, and where it is."""
 
@@ -66,7 +56,7 @@ def read_values(
 
     Args:
         path: the file.
-        parse: `chat_of`, `pair_of`, `labelled_of` or `prompt_of`.
+        parse: `chat_of`, `pair_of` or `labelled_of`, or what gives the row back.
         on_read: told of bytes taken from the disk.
 
     Raises:
@@ -80,6 +70,8 @@ def read_values(
                 continue
             except DataError as told:
                 fault = told.what
+            except RecursionError:  # JSON's own reader goes deeper than ours
+                fault = "nested too deeply"
         yield Rejected(str(path), line, fault)
 
 
@@ -157,18 +149,6 @@ def labelled_of(row: dict[str, Any]) -> Labelled:
     asked = _asked(row["prompt"])
     found = _side(row["completion"], "completion", asked, row.get("tools"))
     return Labelled(found._replace(given=len(asked)), bool(row["label"]))
-
-
-def prompt_of(row: dict[str, Any]) -> Prompt:
-    """What a row asks: a string, or messages.
-
-    Raises:
-        DataError: no prompt.
-    """
-    if not row.get("prompt"):
-        raise DataError(_missing("prompt", row) if "prompt" not in row else "'prompt' is empty")
-    found = conversation_of(_asked(row["prompt"]), row.get("tools"))
-    return Prompt(found.messages, found.tools, row)
 
 
 def _asked(prompt: object) -> list[object]:

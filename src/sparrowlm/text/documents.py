@@ -85,15 +85,22 @@ def find_inputs(paths: Sequence[str], passed_over: Counter[str] | None = None) -
         passed_over: counts what was left out of folders, by kind.
 
     Raises:
-        DataError: a path that is nothing, or that holds no file.
+        DataError: a path that is nothing, that holds no file, or that may not be looked into.
     """
     if not paths:
         raise DataError("no input is named", fix="give files, folders or globs")
     counts: Counter[str] = Counter() if passed_over is None else passed_over
     found: dict[Path, Path] = {}
     for path in paths:
-        for file in _expand(path, counts):
-            found.setdefault(file.resolve(), file)
+        try:
+            for file in _expand(path, counts):
+                found.setdefault(file.resolve(), file)
+        except OSError as fault:
+            raise DataError(
+                f"cannot be looked into: {fault.strerror or fault}",
+                where=str(fault.filename or path),
+                fix="change who may read it, or name the files beside it",
+            ) from fault
     return list(found.values())
 
 

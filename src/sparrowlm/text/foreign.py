@@ -44,10 +44,10 @@ def read_definition(path: Path) -> Definition:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """`tokenizer_config.json`, with the template of a `chat_template.jinja` beside it; {} where
-    there is none.
+    there is none. Of several templates the one called default is the `chat_template`.
 
     Raises:
-        TokenizerError: the file is not a JSON object.
+        TokenizerError: the file is not a JSON object, or none of its templates is the default.
     """
     path, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     config = _read_json(path) if path.is_file() else {}
@@ -55,7 +55,26 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise TokenizerError("is not a JSON object", where=str(path))
     if template.is_file():
         config["chat_template"] = template.read_text(encoding="utf-8")
+    elif not isinstance(config.get("chat_template"), str | None):
+        config["chat_template"] = _default_template(config["chat_template"], path)
     return config
+
+
+def _default_template(value: object, path: Path) -> str:
+    """The template for chats where a file holds several, each `{"name", "template"}`: beside it
+    stand such as those for tools and for retrieval."""
+    entries = value if isinstance(value, list) else []
+    named = {one.get("name"): one.get("template") for one in entries if isinstance(one, dict)}
+    found = named.get("default")
+    if isinstance(found, str):
+        return found
+    names = ", ".join(str(name) for name in named) or "none that can be read"
+    raise TokenizerError(
+        f"chat_template is a list without a template called default; it has: {names}",
+        where=str(path),
+        why="which of them a conversation is written by cannot be told",
+        fix="put the text of one of them in its place, as a string",
+    )
 
 
 def read_gpt2(folder: Path, tokenizer_class: str = "") -> Definition:

@@ -99,7 +99,8 @@ def answers(path: Path, text_key: str) -> Iterator[dict[str, Any]]:
             total, rows = path.stat().st_size, max(1, file.metadata.num_rows)
             for batch in _batches(file, text_key):
                 yield {"rows": batch, "bytes": total * len(batch) // rows}
-    except (pa.ArrowException, OSError) as fault:
+    except (pa.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as fault:
+        # The last three are of a cell that Python has no form for, such as a year above 9999.
         yield {"fault": f"cannot be read: {fault}"}
     else:
         yield {"end": True}
@@ -111,7 +112,7 @@ def _batches(file: Any, text_key: str) -> Iterator[list[tuple[str, str]]]:
 
     if not text_key:
         for batch in file.iter_batches(_batch_rows(file)):
-            yield [_whole(row) for row in batch.to_pylist()]
+            yield [_whole(row) for row in _times_as_text(batch).to_pylist()]
         return
     schema = file.schema_arrow
     fault = no_key("column", text_key, schema.names)
@@ -131,6 +132,16 @@ def _batches(file: Any, text_key: str) -> Iterator[list[tuple[str, str]]]:
         yield [_text(value, text_key) for value in column.to_pylist()]
 
 
+def _times_as_text(batch: Any) -> Any:
+    """The batch with its columns of times as text: Python has no time to the nanosecond."""
+    import pyarrow as pa
+
+    for place, field in enumerate(batch.schema):
+        if pa.types.is_temporal(field.type):
+            batch = batch.set_column(place, field.name, batch.column(place).cast(pa.string()))
+    return batch
+
+
 def _batch_rows(file: Any) -> int:
     """How many rows go into a batch, so that it stays small where rows are large."""
     meta = file.metadata
@@ -141,9 +152,15 @@ def _batch_rows(file: Any) -> int:
 def _whole(row: dict[str, Any]) -> tuple[str, str]:
     """A row as JSON, without what is null: a struct has every key in every row."""
     try:
-        return json.dumps(_without_nulls(row)), ""
+        return json.dumps(_without_nulls(row), default=_plain), ""
     except (TypeError, ValueError, RecursionError) as fault:
         return "", f"not JSON: {fault}"
+
+
+def _plain(value: object) -> Any:
+    """What JSON has no form for, such as a time or a Decimal; most often of a column that nobody
+    asks for. Of bytes only how many, in an object: they are not to be taken for text."""
+    return {"bytes": len(value)} if isinstance(value, bytes) else str(value)
 
 
 def _without_nulls(value: Any) -> Any:

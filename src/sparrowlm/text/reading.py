@@ -90,16 +90,21 @@ def _truncated(path: Path) -> DataError:
     )
 
 
-def split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    r"""Lines without their `\n`. A line end at the very end begins no further line."""
+def split_lines(blocks: Iterable[bytes], most: int) -> Iterator[bytes]:
+    r"""Lines without their `\n`. A line end at the very end begins no further line. Of a line of
+    more than `most` bytes only a beginning, which has more as well: what is no text may have no
+    line end at all."""
     parts: list[bytes] = []  # of a line that spans blocks: joined once, so a long one stays linear
+    size = 0  # of them
     for block in blocks:
         head, *more = block.split(b"\n")
-        parts.append(head)
+        if size <= most:
+            parts.append(head)
+            size += len(head)
         if more:
             yield b"".join(parts)
             yield from more[:-1]
-            parts = [more[-1]]
+            parts, size = [more[-1]], len(more[-1])
     if last := b"".join(parts):
         yield last
 

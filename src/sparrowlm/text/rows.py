@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from sparrowlm.text.reading import OnRead, read_blocks, split_lines
 
 _DECODER = json.JSONDecoder()
-LARGEST_ROW = 1 << 26  # characters; beyond, a quote or a bracket was left open
+LARGEST_ROW = 1 << 26  # characters, of a line bytes; beyond, a quote or a bracket was left open
 
 
 class Document(NamedTuple):
@@ -46,18 +46,21 @@ def read_lines(path: Path, text_key: str, on_read: OnRead = None) -> Iterator[Ro
         DataError: the file cannot be read or is truncated.
     """
     source = str(path)
-    for number, line, _ in read_row_lines(path, on_read):
-        yield as_row(source, number, *row_text(line, text_key))
+    for number, line, fault in read_row_lines(path, on_read):
+        yield as_row(source, number, *(("", fault) if fault else row_text(line, text_key)))
 
 
 def read_row_lines(path: Path, on_read: OnRead = None) -> Iterator[tuple[int, bytes, str]]:
-    """(number, content, "") of every line, as yet unparsed.
+    """(number, content, fault) of every line, as yet unparsed.
 
     Raises:
         DataError: the file cannot be read or is truncated.
     """
-    for number, line in enumerate(split_lines(read_blocks(path, on_read)), 1):
-        yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, ""
+    for number, line in enumerate(split_lines(read_blocks(path, on_read), LARGEST_ROW), 1):
+        if len(line) > LARGEST_ROW:
+            yield number, b"", f"a line of more than {LARGEST_ROW:,} bytes"
+        else:
+            yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, ""
 
 
 def as_row(source: str, line: int, text: str, reason: str) -> Row:

@@ -84,7 +84,8 @@ def read_history(content: str) -> list[str] | None:
 
 def _records(texts: Iterable[str]) -> Iterator[tuple[int, list[str], str]]:
     """(line, cells, fault) of each record. After a fault, reading goes on with the next line."""
-    reader = csv.reader(_lines(texts), strict=True)
+    lines = Lines(texts)
+    reader = csv.reader(lines, strict=True)
     line, fault = 1, ""
     while True:
         cells: list[str] | None = []
@@ -94,6 +95,9 @@ def _records(texts: Iterable[str]) -> Iterator[tuple[int, list[str], str]]:
             fault = f"not CSV: {error}"
         if cells is None:
             return
+        if lines.cut:
+            cells, fault = [], f"a line of more than {LARGEST_ROW:,} characters"
+            lines.cut = False
         yield line, cells, fault
         line = reader.line_num + 1
 
@@ -108,14 +112,25 @@ def _next_record(reader: Iterator[list[str]]) -> list[str] | None:
         csv.field_size_limit(before)
 
 
-def _lines(texts: Iterable[str]) -> Iterator[str]:
-    """Lines with their line ends, of a text in pieces."""
-    parts: list[str] = []  # of a line that spans pieces: joined once, so a long one stays linear
-    for text in texts:
-        *whole, rest = text.split("\n")
-        for line in whole:
-            yield "".join([*parts, line, "\n"])
-            parts = []
-        parts.append(rest)
-    if last := "".join(parts):
-        yield last
+class Lines:
+    """Lines with their line ends, of a text in pieces. Of one beyond `LARGEST_ROW` a beginning, and
+    `cut` says so until somebody takes note: what is no text may have no line end at all."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts, self.cut = texts, False
+
+    def __iter__(self) -> Iterator[str]:
+        parts: list[str] = []  # of a line that spans pieces: joined once, so it stays linear
+        size = 0
+        for text in self._texts:
+            *whole, rest = text.split("\n")
+            for line in whole:
+                self.cut |= size + len(line) > LARGEST_ROW
+                yield "".join([*parts, line[: LARGEST_ROW + 1], "\n"])
+                parts, size = [], 0
+            if size <= LARGEST_ROW:
+                parts.append(rest)
+            size += len(rest)
+        self.cut |= size > LARGEST_ROW
+        if last := "".join(parts):
+            yield last

@@ -242,6 +242,15 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     return Tokenizer(definition, "gpt2", config or _huggingface_config())
 
 
+def open_tokenizer(name: str) -> Tokenizer:
+    """What a person names in an option: the folder of one, or "bytes".
+
+    Raises:
+        TokenizerError: as `load_tokenizer`.
+    """
+    return byte_tokenizer() if name == "bytes" else load_tokenizer(name)
+
+
 def train_tokenizer(
     texts: Iterable[str],
     config: TokenizerConfig,

@@ -41,7 +41,9 @@ def message_of(raw: object) -> Message:
     role, content = raw.get("role"), raw.get("content")
     if role is None and "from" in raw:
         named = {"human": "user", "gpt": "assistant", "observation": "tool"}
-        role, content = named.get(raw["from"], raw["from"]), raw.get("value")
+        said_by = raw["from"]
+        role = named.get(said_by, said_by) if isinstance(said_by, str) else said_by
+        content = raw.get("value")
     if role not in ROLES:
         raise DataError(f"a message has the role {role!r}, which is none of {', '.join(ROLES)}")
     if content is None and role == "assistant":

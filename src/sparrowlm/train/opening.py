@@ -34,7 +34,7 @@ def dataset_of(
     """Open what `data.path` or `data.mix` names; text is prepared into the cache first, by rank
     0."""
     if recipe.stage in ("grpo", "ppo"):
-        return prompts_of(recipe)
+        return prompts_of(recipe, runtime)
     if learns_to_answer(recipe):
         return _sequences(recipe, runtime, progress, folder)
     if folder is None and recipe.data.mix:
@@ -110,8 +110,8 @@ def _first_path(recipe: Recipe) -> Path:
     return Path(recipe.data.path[0])
 
 
-def prompts_of(recipe: Recipe) -> PromptDataset:
-    """The prompts that `data.path` names; every rank reads them.
+def prompts_of(recipe: Recipe, runtime: Runtime) -> PromptDataset:
+    """The prompts that `data.path` names; every rank reads them, once rank 0 has fetched them.
 
     Raises:
         ConfigError: no vocabulary that a policy could have, or no room for an answer.
@@ -131,8 +131,10 @@ def prompts_of(recipe: Recipe) -> PromptDataset:
             where="rollout.max_tokens",
             fix="lower it, or raise train.seq_len",
         )
+    _first_path(recipe)  # none is told of as of every stage
+    sources = _main_first(runtime, None, lambda _: as_sources(recipe.data.path, recipe.data.mirror))
     return open_prompts(
-        recipe.data.path,
+        sources,
         make_tokenizer(recipe.tokenizer, lambda: ()),
         recipe.rollout,
         val_fraction=recipe.data.val_fraction,
