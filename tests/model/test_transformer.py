@@ -50,7 +50,14 @@ def first_loss(model: Transformer) -> float:
 
 
 @pytest.mark.parametrize(
-    ("width", "tied"), [(128, True), (512, True), (768, True), (2048, True), (512, False)]
+    ("width", "tied"),
+    [
+        (128, True),
+        (512, True),
+        (768, True),
+        pytest.param(2048, True, marks=pytest.mark.slow),
+        (512, False),
+    ],
 )
 def test_first_loss_is_the_logarithm_of_the_vocabulary(width: int, tied: bool) -> None:
     config = ModelConfig(

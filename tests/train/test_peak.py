@@ -54,6 +54,7 @@ print(json.dumps(peaks))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own count")
 def test_planned_memory_against_measured_peaks_and_their_extrapolation() -> None:
     # Memory is given back as soon as it is free, so that the peak is of what is held.
