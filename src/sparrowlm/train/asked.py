@@ -35,8 +35,8 @@ def asked_of(recipe: Recipe, run: RunFolder | None) -> Asked:
     path = run.path / FILE if run else None
     kept: Asked = files.read_json(path) if path and path.is_file() else {}
     found: Asked = {}
-    for table, key in _settings(recipe):
-        setting, named = f"{table}.{key.rstrip('_')}", getattr(getattr(recipe, table), key)
+    for setting, (table, key) in _settings(recipe).items():
+        named = getattr(getattr(recipe, table), key)
         if not named:
             continue  # refused with its name where it is loaded
         source, step = find_run(Path(named))
@@ -59,21 +59,21 @@ def asked_of(recipe: Recipe, run: RunFolder | None) -> Asked:
 
 def pinned(recipe: Recipe, asked: Asked) -> Recipe:
     """The recipe with these very checkpoints for the runs that it names."""
-    for table, key in _settings(recipe):
-        if one := asked.get(f"{table}.{key.rstrip('_')}"):
+    for setting, (table, key) in _settings(recipe).items():
+        if one := asked.get(setting):
             changed = replace(getattr(recipe, table), **{key: one["checkpoint"]})
             recipe = replace(recipe, **{table: changed})
     return recipe
 
 
-def _settings(recipe: Recipe) -> list[tuple[str, str]]:
-    """The settings that name what is asked: a table and a field of it."""
+def _settings(recipe: Recipe) -> dict[str, tuple[str, str]]:
+    """The settings that name what is asked, by their names: a table and a field of it."""
     if recipe.stage == "distill":
-        return [("distill", "teacher")]
+        return {"distill.teacher": ("distill", "teacher")}
     if recipe.stage not in ("grpo", "ppo"):
-        return []
-    reference = [("init", "from_")] if recipe.policy.kl_weight else []
-    return [*reference, ("rollout", "reward_model")]
+        return {}
+    reference = {"init.from": ("init", "from_")} if recipe.policy.kl_weight else {}
+    return reference | {"rollout.reward_model": ("rollout", "reward_model")}
 
 
 def _facts(checkpoint: Path) -> dict[str, Any]:
