@@ -10,6 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from sparrowlm.cli.show import SAMPLE_LINES, Display, PrepareProgress
+from sparrowlm.config import Recipe
 
 SUMMARY = {
     "steps": 640,
@@ -115,6 +116,15 @@ def test_an_evaluation_worse_than_before_names_the_best() -> None:
     assert "1.500 bits/byte" in first
     assert "best" not in first
     assert "best 3.000 at step 50" in second
+
+
+@pytest.mark.parametrize(
+    ("stage", "told"), [("sft", "held-out answers"), ("pretrain", "text it has not seen")]
+)
+def test_the_ending_says_what_was_held_out(stage, told) -> None:
+    console = plain()
+    Display(console, recipe=Recipe(stage=stage)).finish({"val_bits_per_byte": 1.5})
+    assert f"needs 1.500 bits per byte of {told}" in written(console)
 
 
 def test_a_sample_is_text_and_nothing_in_it_is_obeyed() -> None:

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sparrowlm.config import load_recipe
+from sparrowlm.config import Recipe, load_recipe
 from sparrowlm.config.units import show_bytes, show_clock, show_count
 from sparrowlm.report.advice import next_commands
 from sparrowlm.report.read import Run, number
@@ -35,6 +35,7 @@ class Display:
 
     Args:
         console: where to; standard output unless given.
+        recipe: of the run; None where it is not known.
         progress: of preparing text; its bar goes away when training starts.
         every: seconds of training between two plain lines.
         clock: seconds that only go forward.
@@ -44,13 +45,14 @@ class Display:
         self,
         console: Console | None = None,
         *,
+        recipe: Recipe | None = None,
         progress: PrepareProgress | None = None,
         every: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.console = console or Console(highlight=False)
         self.is_live = self.console.is_terminal and not self.console.is_dumb_terminal
-        self.progress, self.every, self.clock = progress, every, clock
+        self.recipe, self.progress, self.every, self.clock = recipe, progress, every, clock
         self.total_steps, self.budget = 0, 0.0
         self.first: Row = {}  # of this sitting, to measure pace from
         self.row: Row = {}
@@ -129,7 +131,7 @@ class Display:
     def finish(self, summary: Row) -> None:
         """Take the live block away and print what came of it."""
         self.close()
-        run = Run(Path(), summary=summary, evals=self.evals)
+        run = Run(Path(), self.recipe, summary=summary, evals=self.evals)
         self._print(Text())
         self._print(Text(in_short(run), "bold"))
         self._print(Text(pace(run), "dim"))

@@ -122,7 +122,7 @@ def train_and_show(
     from sparrowlm.pipeline import train
 
     with PrepareProgress() as progress:
-        display = Display(progress=progress)
+        display = Display(recipe=recipe, progress=progress)
         try:
             return train(
                 recipe,

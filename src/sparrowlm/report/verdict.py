@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparrowlm.config import learns_to_answer
 from sparrowlm.config.units import show_count, show_duration
 from sparrowlm.report.read import Run, number, points
 
@@ -61,7 +62,8 @@ def headline(run: Run) -> str:
     early = bool(run.best) and run.best is not run.evals[-1]
     best = f", at step {run.best.get('step')}, its best" if early else ""
     if bits is not None:
-        unseen = "held-out answers" if _answers(run) else "text it has not seen"
+        answers = run.recipe is not None and learns_to_answer(run.recipe)
+        unseen = "held-out answers" if answers else "text it has not seen"
         return f"{when} the model needs {bits:.3f} bits per byte of {unseen}{best}."
     if loss is not None:
         unit = "" if _judges(run) else " nats per token"
@@ -106,11 +108,6 @@ def pace(run: Run) -> str:
     if (share := run.figure("mfu")) is not None:
         parts.append(f"{share:.0%} of the ceiling")
     return ", ".join(parts)
-
-
-def _answers(run: Run) -> bool:
-    """Whether it learned from conversations."""
-    return run.recipe is not None and run.recipe.stage == "sft"
 
 
 def _judges(run: Run) -> bool:
