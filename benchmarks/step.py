@@ -10,7 +10,7 @@ nothing.
 The ceiling is the median over square products of 256, 512, 1024 and 2048 in the precision of the
 run, each the best of several rounds taken between the steps, so that both see the same machine.
 Operations are counted by `model.count`: six for each weight and token, the tied head's too, and
-attention's causal half.
+attention's causal half. Freed memory is kept, as the command line keeps it.
 
 Prints one JSON line.
 """
@@ -30,6 +30,7 @@ from sparrowlm.config import ModelConfig, resolve_model
 from sparrowlm.model.count import count_parameters, flops_per_token
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.objectives.next_token import NextToken
+from sparrowlm.process import keep_memory
 from sparrowlm.runtime import Runtime, detect, machine, peak_memory_bytes, synchronize
 
 ROWS, LENGTH = 8, 512
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="at most, after two that warm up")
     parser.add_argument("--seconds", type=float, default=120.0, help="at most, of measured steps")
     options = parser.parse_args()
+    keep_memory()
     runtime = detect(options.device, options.precision)
     step = make_step(runtime, options.compile)
     began = time.perf_counter()

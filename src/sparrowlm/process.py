@@ -1,6 +1,6 @@
 """What a process settles before PyTorch is loaded: how threads wait and how memory is kept.
 
-Called by the command line and by nothing else: a library does not change its host's process.
+Called by the command line and by benchmarks: a library does not change its host's process.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import ctypes
 import os
 import sys
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
 def settle() -> None:
@@ -19,14 +19,22 @@ def settle() -> None:
     else, they spin against the thread they wait for: one busy program beside a small model on
     two cores makes its steps twenty times slower, and only twice with sleeping threads; alone
     there is no difference (docs/performance.md). A variable that the user has set stays.
-
-    glibc hands blocks from 128 KiB on back to the system and fetches them anew, page fault by
-    page fault, which costs a small model's step a tenth.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_memory()
+
+
+def keep_memory() -> None:
+    """Freed memory stays with the process until its end, ready for the next tensor.
+
+    glibc maps every block above a threshold (32 MB at most) by itself and gives it back when it
+    is freed; the next one is fetched anew, page fault by page fault. The gradient of a
+    vocabulary's table is such a block at every step: so a model of 109 M parameters trains at two
+    thirds of its speed (docs/performance.md). Elsewhere than under glibc nothing happens.
+    """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
         if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
-            mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+            mallopt(_M_MMAP_MAX, 0)  # no block has a mapping of its own, which would end with it
+            mallopt(_M_TRIM_THRESHOLD, -1)  # the heap's end is never given back either
             mallopt(_M_TOP_PAD, 64 << 20)
