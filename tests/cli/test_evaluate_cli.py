@@ -135,6 +135,25 @@ def test_samples_are_asked_for_by_turns_where_a_model_converses(
     assert asked == [False, True]
 
 
+def test_what_it_writes_stands_beside_what_it_held_out(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = ("--samples", "2", "--sample-tokens", "6", "--temperature", "0.3")
+    assert main(["evaluate", str(runs / "one"), *FLAGS, *samples]) == 0
+    told = capsys.readouterr().out
+    assert "up to 6 tokens, temperature 0.3, top_k 50" in told
+    assert "the held-out text itself: 2 pieces of 6 tokens, evenly over it" in told
+    moved = runs / "moved"
+    shutil.copytree(runs / "one", moved)
+    config = (moved / "config.toml").read_text(encoding="utf-8")
+    gone = config.replace("source.txt", "gone.txt")
+    (moved / "config.toml").write_text(gone, encoding="utf-8")
+    assert main(["evaluate", str(moved), *FLAGS, *samples]) == 0
+    told = capsys.readouterr().out
+    assert "distinct-3" in told
+    assert "could not be read: no such file" in told
+
+
 def test_tasks_of_one_name_do_not_hide_each_other(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

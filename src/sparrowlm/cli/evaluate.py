@@ -15,6 +15,7 @@ from rich.text import Text
 from tyro.conf import Positional, UseAppendAction, arg
 
 if TYPE_CHECKING:
+    from sparrowlm.checkpoint import RunFolder
     from sparrowlm.evaluate.figures import Figure, Measured
     from sparrowlm.pipeline import Loaded
 
@@ -36,6 +37,7 @@ class Asked:
     limit: int = 0  # Rows of a task, documents of a task of lm-eval; 0: all
     samples: int = 0  # Texts to write, whose repetition is measured
     sample_tokens: int = 200  # Longest such text
+    temperature: float | None = None  # Of such texts; that of the run's samples, unless told
     harness: str = ""  # Tasks of lm-eval, with commas between
     harness_tasks: Path | None = None  # A folder of further tasks for it
     harness_shots: int | None = None  # Examples that it shows first; as the task says, unless told
@@ -131,7 +133,7 @@ def measure_run(run: Path, loaded: Loaded, asked: Asked, console: Console) -> li
         found += _data(asked, subject, vocabulary, reading, config, bytes_read)
     with PrepareProgress(console, shown=show_count) as counted:
         found += [answer(task, subject, counted) for task in tasks]
-        found += _written(asked, subject, loaded, counted)
+        found += _written(asked, subject, loaded, folder, counted)
         if asked.harness:
             found += _harness(asked, subject, counted)
     return found
@@ -195,29 +197,40 @@ def _harness(asked: Asked, subject: Any, progress: Any) -> list[Measured]:
     )
 
 
-def _written(asked: Asked, subject: Any, loaded: Loaded, progress: Any) -> list[Measured]:
-    """What the run writes from the prompts of its samples."""
+def _written(
+    asked: Asked, subject: Any, loaded: Loaded, run: RunFolder, progress: Any
+) -> list[Measured]:
+    """What the run writes from the prompts of its samples, and what it held out, where that is
+    text, as a measure for it."""
     if not asked.samples:
         return []
-    from sparrowlm.evaluate.writing import measure_writing
+    from sparrowlm.errors import UserError
+    from sparrowlm.evaluate.writing import measure_text, measure_writing
     from sparrowlm.infer.sampling import Sampling
+    from sparrowlm.train.held_out import held_out_text
 
     settings = loaded.recipe.samples
     sampling = Sampling(
-        temperature=settings.temperature,
+        temperature=settings.temperature if asked.temperature is None else asked.temperature,
         top_k=settings.top_k,
         max_tokens=asked.sample_tokens,
     )
-    return [
-        measure_writing(
-            subject,
-            settings.prompts or ("",),
-            asked.samples,
-            sampling,
-            chat=loaded.converses,
-            progress=partial(progress, "writing"),
-        )
-    ]
+    written = measure_writing(
+        subject,
+        settings.prompts or ("",),
+        asked.samples,
+        sampling,
+        chat=loaded.converses,
+        progress=partial(progress, "writing"),
+    )
+    try:
+        text = held_out_text(run, loaded.runtime)
+    except UserError as fault:
+        note = f"its own held-out text, to compare with, could not be read: {fault.what}"
+        return [replace(written, notes=(*written.notes, note))]
+    if not text:
+        return [written]
+    return [written, measure_text(text, asked.samples, asked.sample_tokens)]
 
 
 def show(found: Sequence[dict[str, Any]], console: Console) -> None:

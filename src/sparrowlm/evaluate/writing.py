@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from sparrowlm.data.shards import Tokens
 from sparrowlm.errors import ConfigError
 from sparrowlm.evaluate.answering import Subject
-from sparrowlm.evaluate.figures import Measured, mean_of
+from sparrowlm.evaluate.figures import Figure, Measured, mean_of
 from sparrowlm.evaluate.repetition import distinct, repetition_rate
 from sparrowlm.infer.engine import Engine, Request
 from sparrowlm.infer.sampling import Sampling
@@ -60,11 +61,32 @@ def measure_writing(
         done += bool(piece.end)
         if progress is not None and piece.end:
             progress(done, count)
-    figures = {f"distinct-{n}": mean_of([distinct(ids, n) for ids in written]) for n in GRAMS}
-    figures["repetition"] = mean_of([repetition_rate(ids) for ids in written])
-    figures["length"] = mean_of([float(len(ids)) for ids in written])
     how = (
         f"{count} texts, {len(prompts)} prompts, up to {sampling.max_tokens} tokens,"
         f" temperature {sampling.temperature:g}, top_k {sampling.top_k}, seed {sampling.seed}"
     )
-    return Measured("what it writes", how, figures)
+    return Measured("what it writes", how, repetition_of(written))
+
+
+def measure_text(tokens: Tokens, count: int, length: int) -> Measured:
+    """The same of a text that people wrote: what a model that has learned it comes near to.
+
+    Args:
+        tokens: of the text.
+        count: pieces of it, evenly over the whole; fewer where it has fewer.
+        length: tokens of a piece, as many as the texts it is compared with.
+    """
+    length = min(length, len(tokens))
+    count = min(count, max(1, len(tokens) // max(1, length)))
+    starts = [(len(tokens) - length) * number // max(1, count - 1) for number in range(count)]
+    pieces = [tokens.read(start, length).tolist() for start in starts]
+    how = f"{count} pieces of {length} tokens, evenly over it"
+    return Measured("the held-out text itself", how, repetition_of(pieces))
+
+
+def repetition_of(texts: Sequence[Sequence[int]]) -> dict[str, Figure]:
+    """distinct-1 to 3, repetition and length in tokens: means over texts."""
+    figures = {f"distinct-{n}": mean_of([distinct(ids, n) for ids in texts]) for n in GRAMS}
+    figures["repetition"] = mean_of([repetition_rate(ids) for ids in texts])
+    figures["length"] = mean_of([float(len(ids)) for ids in texts])
+    return figures

@@ -8,6 +8,7 @@ from dataclasses import replace
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.config import Recipe
 from sparrowlm.data.sequences import AnyDataset
+from sparrowlm.data.shards import Dataset, Tokens
 from sparrowlm.errors import ConfigError
 from sparrowlm.evaluate.corpus import Reading, describe
 from sparrowlm.evaluate.figures import Figure, Measured, figures_of
@@ -82,6 +83,22 @@ def held_out(
         label = f"held out, {name}" if name else "held out"
         measured += [Measured(label, how, figures, data=dataset.fingerprint)]
     return [one for one in measured if one.figures]
+
+
+def held_out_text(
+    run: RunFolder, runtime: Runtime, progress: Progress | None = None
+) -> Tokens | None:
+    """The tokens that a run of text held out, to compare with what it writes; None where it learned
+    from several sources or to answer, names no data or held nothing out.
+
+    Raises:
+        UserError: its data is not where it was.
+    """
+    recipe = run.recipe()
+    if recipe.stage != "pretrain" or not recipe.data.path:
+        return None
+    dataset = dataset_of(recipe, runtime, progress)
+    return dataset.val if isinstance(dataset, Dataset) else None
 
 
 def _scene(
