@@ -25,8 +25,9 @@ from sparrowlm.text.documents import find_inputs
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 STORIES = KnownCorpus(
-    "stories", "two parts", "CC0-1.0", True, hub="me/stories", patterns=("a.txt", "parts/*.jsonl")
-)
+    "stories", "two parts", "CC0-1.0", True, 1e5,
+    hub="me/stories", patterns=("a.txt", "parts/*.jsonl"),
+)  # fmt: skip
 
 
 @dataclass

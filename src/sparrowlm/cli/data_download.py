@@ -63,9 +63,9 @@ def list_corpora() -> None:
 
     console = Console(highlight=False)
     for corpus in CORPORA.values():
-        size = show_bytes(int(corpus.size)) if corpus.size else "size unknown"
         mark = "" if corpus.clear else " *"
-        console.print(Text.assemble((corpus.name, "bold"), f"  {size}"), soft_wrap=True)
+        size = f"  {show_bytes(int(corpus.size))}"
+        console.print(Text.assemble((corpus.name, "bold"), size), soft_wrap=True)
         for line in (corpus.about, f"license: {corpus.license}{mark}", corpus.card):
             console.print(Text(f"    {line}"), soft_wrap=True)
         if corpus.mirror:

@@ -24,8 +24,8 @@ class KnownCorpus:
     license: str
     clear: bool
     """Whether the license allows any use, commercial ones too, and leaves no doubt about it."""
-    size: float = 0
-    """Bytes, about; 0 where nobody has said. What the server says counts."""
+    size: float
+    """Bytes, about. What the server says counts."""
     hub: str = ""
     """The id of a dataset on the Hugging Face hub."""
     patterns: tuple[str, ...] = ()
@@ -88,6 +88,7 @@ _ALL = (
         about="educational web pages, English: the sample of 10 billion tokens",
         license="ODC-By 1.0; Common Crawl's terms of use apply too",
         clear=True,
+        size=28.5e9,
         hub="HuggingFaceFW/fineweb-edu",
         patterns=("sample/10BT/*.parquet",),
     ),
@@ -106,6 +107,7 @@ _ALL = (
         about="The Pile without Books3 and four more parts; 338 MB held out, then 30 files",
         license='"other": the card names none, and every part has its own',
         clear=False,
+        size=335e9,  # what is held out is a thousandth
         hub="monology/pile-uncopyrighted",
         patterns=("val.jsonl.zst", "train/*.jsonl.zst"),
     ),

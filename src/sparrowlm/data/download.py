@@ -93,7 +93,7 @@ def list_files(corpus: KnownCorpus, mirror: str = "") -> list[Remote]:
     url = corpus.url
     if mirror:
         url = mirror.rstrip("/") + urlsplit(url).path
-    return [Remote(corpus.file, url, int(corpus.size) or None, corpus.sha256)]
+    return [Remote(corpus.file, url, int(corpus.size), corpus.sha256)]
 
 
 def _hub_files(corpus: KnownCorpus, mirror: str) -> list[Remote]:
