@@ -1,6 +1,7 @@
 """Time to nanoGPT's CPU result on Shakespeare's characters, beside nanoGPT itself.
 
-    python benchmarks/charlm.py --data data/tinyshakespeare.txt --nanogpt ../nanoGPT --rounds 3
+    python benchmarks/charlm.py --data data/tinyshakespeare/tinyshakespeare.txt \\
+        --nanogpt ../nanoGPT --rounds 3
 
 Both are run as whole commands from cold, in turn (A B A B …), on the same text: nanoGPT's README
 command for a CPU, and `sparrow train recipes/shakespeare-char-cpu.toml`. Preparing the text is

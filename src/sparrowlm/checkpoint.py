@@ -2,11 +2,15 @@
 
     config.toml  summary.json  machine.json  metrics.jsonl  samples.jsonl  report.html  loss.png
     tokenizer/
+    asked.json                  of a run with a teacher, reference or reward model: which step of it
+    reference/                  of dpo: what the reference said of the data
     base/{model.safetensors, base.json, manifest.json}    of a LoRA run: what it adapts
     adapter/                    of a LoRA run that ended: PEFT's files
+    sinks/                      what other loggers keep
     checkpoints/
       step-00001000/{model.safetensors, trainer.safetensors, state.json, manifest.json}
       best.json  last.json          each names a step
+    .lock                       while a process trains it; on Windows it stays, empty
 
 A checkpoint appears under its name complete or not at all, so the newest folder that verifies is
 the one to resume from; `last.json` and `best.json` only say what is there.

@@ -17,7 +17,7 @@ def settle() -> None:
 
     OpenMP's threads otherwise spin at the end of every operation. On a machine that does anything
     else, they spin against the thread they wait for: one busy program beside a small model on
-    two cores makes its steps twenty times slower, and only twice with sleeping threads; alone
+    two cores makes its steps six times slower and more, and only twice with sleeping threads; alone
     there is no difference (docs/performance.md). A variable that the user has set stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -137,6 +137,19 @@ def test_a_missing_recipe_names_the_nearest():
         find_recipe("shakespear-char-cpu.toml")
 
 
+def test_data_beside_a_recipe_of_ours_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (found,) = load_recipe(find_recipe("identity-lora")).data.path
+    assert Path(found).read_text(encoding="utf-8").startswith('{"messages"')
+    own = tmp_path / "recipes/identity.jsonl"
+    own.parent.mkdir()
+    own.touch()
+    assert load_recipe(find_recipe("identity-lora")).data.path == ("recipes/identity.jsonl",)
+    copy = tmp_path / "mine.toml"
+    copy.write_text('[data]\npath = ["other/identity.jsonl"]\n', encoding="utf-8")
+    assert load_recipe(copy).data.path == ("other/identity.jsonl",)
+
+
 def test_from_is_a_key_though_python_keeps_the_word():
     recipe = recipe_from_dict({"init": {"from": "runs/a"}})
     assert recipe.init.from_ == "runs/a"

@@ -11,7 +11,7 @@ import json
 import tomllib
 import types
 import typing
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -19,14 +19,16 @@ from sparrowlm.config.schema import Recipe
 from sparrowlm.errors import ConfigError
 
 # A wheel carries the recipes inside the package; a checkout has them two folders above it.
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).resolve().parents[1]
+_FOLDERS = (_PACKAGE / "recipes", _PACKAGE.parents[1] / "recipes")
 
 
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe file.
 
     Args:
-        path: a TOML file.
+        path: a TOML file. Data that comes beside a recipe of Sparrow's is found from any working
+            folder, as the recipe itself is.
 
     Raises:
         ConfigError: no such file, not TOML, or any key or value that does not fit.
@@ -38,7 +40,18 @@ def load_recipe(path: Path) -> Recipe:
             where=str(path),
             fix=f"sparrow train {path} runs them; or take one of them, RUN/1-NAME/config.toml",
         )
-    return recipe_from_dict(values, source=str(path), text=text)
+    recipe = recipe_from_dict(values, source=str(path), text=text)
+    if path.parent.resolve() not in _FOLDERS:
+        return recipe
+    data = tuple(_beside(path, named) for named in recipe.data.path)
+    return replace(recipe, data=replace(recipe.data, path=data))
+
+
+def _beside(recipe: Path, named: str) -> str:
+    """Data by the name in a recipe, or the file of that name beside the recipe where only it is
+    there."""
+    own = recipe.with_name(Path(named).name or recipe.name)
+    return str(own) if own.is_file() and not Path(named).exists() else named
 
 
 def read_toml(path: Path) -> tuple[dict[str, Any], str]:
@@ -68,7 +81,7 @@ def find_recipe(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    for folder in (_PACKAGE / "recipes", _PACKAGE.parents[1] / "recipes"):
+    for folder in _FOLDERS:
         inside = folder / (path.name if path.suffix == ".toml" else f"{path.name}.toml")
         if inside.is_file() and path.parent.name in ("", "recipes"):
             return inside
@@ -249,7 +262,7 @@ def toml(value: Any) -> str:
 
 
 def _nearby(path: Path) -> str:
-    folders = (path.parent, Path("recipes"), _PACKAGE / "recipes", _PACKAGE.parents[1] / "recipes")
+    folders = (path.parent, Path("recipes"), *_FOLDERS)
     names = [str(entry) for folder in folders for entry in sorted(folder.glob("*.toml"))]
     stems = {Path(name).stem: name for name in reversed(names)}
     close = difflib.get_close_matches(path.stem, stems, n=1, cutoff=0.4)
