@@ -205,5 +205,34 @@ def test_faults_of_a_mixture_are_told_together() -> None:
     told = str(caught.value)
     assert "data.path and data.mix are both given" in told
     assert "data.mix[0].weight is 0, and must be above zero" in told
-    assert "data.mix[1].name is 'b' as of another source" in told
+    assert "data.mix[1].name is 'b' as of another source: set another" in told
     assert "data.mix[2].path is empty" in told
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a/books.jsonl.zst", "books"),
+        ("link", "link"),
+        ("hf:owner/name", "name"),
+        (".", "here"),
+        ("..", "above"),
+        ("../here/", "here"),
+        ("../here/..", "above"),
+        (".notes/", "notes"),
+    ],
+)
+def test_every_source_has_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, name: str
+) -> None:
+    """Without one its held-out loss would stand in the log as that of the whole mixture."""
+    here = tmp_path / "above" / "here"
+    here.mkdir(parents=True)
+    (here / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(here)
+    assert [entry.name for entry in named_mix(DataConfig(mix=(MixConfig((path,)),)))] == [name]
+
+
+def test_a_path_that_gives_no_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"mix\[0\]\.path '/' gives no name: set data\.mix\[0\]"):
+        named_mix(DataConfig(mix=(MixConfig(("/",)),)))

@@ -42,13 +42,13 @@ def named_mix(config: DataConfig) -> tuple[MixConfig, ...]:
     """The sources of a mixture, each with its name and text key filled in.
 
     Raises:
-        ConfigError: a source without a path or with a weight that is not above zero, two of one
-            name, or `data.path` besides.
+        ConfigError: a source without a path, without a name or with a weight that is not above
+            zero, two of one name, or `data.path` besides.
     """
     found = tuple(
         replace(
             entry,
-            name=entry.name or (Path(entry.path[0]).name.split(".")[0] if entry.path else ""),
+            name=entry.name or (_name_of(entry.path[0]) if entry.path else ""),
             text_key=entry.text_key or config.text_key,
         )
         for entry in config.mix
@@ -56,15 +56,26 @@ def named_mix(config: DataConfig) -> tuple[MixConfig, ...]:
     names = [entry.name for entry in found]
     faults = ["data.path and data.mix are both given; keep one"] if config.path else []
     for number, entry in enumerate(found):
+        key = f"data.mix[{number}]"
         if not entry.path:
-            faults.append(f"data.mix[{number}].path is empty")
+            faults.append(f"{key}.path is empty")
+        elif not entry.name:
+            faults.append(f"{key}.path {entry.path[0]!r} gives no name: set {key}.name")
         if not 0 < entry.weight < float("inf"):
-            faults.append(f"data.mix[{number}].weight is {entry.weight}, and must be above zero")
-        if entry.name in names[:number]:
-            faults.append(f"data.mix[{number}].name is {entry.name!r} as of another source")
+            faults.append(f"{key}.weight is {entry.weight}, and must be above zero")
+        if entry.name and entry.name in names[:number]:
+            faults.append(f"{key}.name is {entry.name!r} as of another source: set another")
     if faults:
         raise ConfigError("; ".join(faults), where="data.mix")
     return found
+
+
+def _name_of(path: str) -> str:
+    """What a source is called that has no name: books of books.jsonl.zst, notes of .notes/, and of
+    `.` the folder that it is. "" only of a path without any, such as /."""
+    name = Path(path).name
+    name = Path(path).resolve().name if name in ("", "..") else name
+    return name.lstrip(".").split(".")[0]
 
 
 def prepare_mix(
