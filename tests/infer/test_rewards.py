@@ -162,3 +162,14 @@ def test_a_child_that_was_killed_is_replaced(hostile):
     child.close()
     assert child.ask(request, 5.0)["value"] != first
     child.close()
+
+
+def test_the_working_directory_serves_a_users_file_and_hides_nothing(tmp_path, monkeypatch):
+    (tmp_path / "signal.py").write_text("raise SystemExit(1)\n", encoding="utf-8")
+    (tmp_path / "beside.py").write_text("WORTH = 0.25\n", encoding="utf-8")
+    program = "import beside\ndef judge(completion, row):\n    return beside.WORTH\n"
+    (tmp_path / "mine.py").write_text(program, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with Judge(("mine.py:judge",)) as judge:
+        (verdict,) = judge([Case("", {}, "a:1")])
+    assert verdict.values == (0.25,)

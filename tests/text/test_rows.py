@@ -271,6 +271,17 @@ def test_a_killed_reader_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         rows_of(tmp_path / "a.parquet")
 
 
+def test_what_lies_in_the_working_directory_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(pa.table({"text": ["one"]}), tmp_path / "a.parquet")
+    (tmp_path / "signal.py").write_text("print('in the way')\n")
+    (tmp_path / "pyarrow").mkdir()
+    (tmp_path / "pyarrow" / "__init__.py").write_text("raise SystemExit(1)\n")
+    monkeypatch.chdir(tmp_path)
+    assert texts(tmp_path / "a.parquet") == ["one"]
+
+
 def test_rows_may_be_left_unread(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["x" * 1000] * 20_000}), path, compression=None)

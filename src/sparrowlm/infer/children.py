@@ -24,14 +24,15 @@ class Child:
     """A module of ours that answers requests, started when it is first asked.
 
     Args:
-        module: run as `python -m`; it calls `serve`.
+        module: run as `python -P -m`, which finds nothing in the working directory; it calls
+            `serve`.
         arguments: of its command line.
 
     It ends with the pipe, so also when its parent is killed.
     """
 
     def __init__(self, module: str, arguments: tuple[str, ...] = ()) -> None:
-        self.command = [sys.executable, "-m", module, *arguments]
+        self.command = [sys.executable, "-P", "-m", module, *arguments]
         self.greeting: dict[str, Any] = {}  # what the process said when it was ready
         self._process: subprocess.Popen[bytes] | None = None
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -13,6 +14,7 @@ from sparrowlm.objectives.rewards import Reward, judged, load
 def prepare() -> tuple[dict[str, Any], Answering]:
     """Load the rewards named in the arguments: {"reward", "completion", "row"} becomes {"value",
     "fault"}."""
+    sys.path.append(os.getcwd())  # for what a user's file imports; last, so it hides nothing
     rewards: list[Reward] = []
     fault = ""
     for name in sys.argv[1:]:

@@ -48,7 +48,8 @@ def read_parquet_rows(path: Path, on_read: OnRead = None) -> Iterator[tuple[int,
 def _asked(path: Path, text_key: str, on_read: OnRead) -> Iterator[tuple[str, str]]:
     """What a child reads for us; without a text key, whole rows as JSON."""
     need("pyarrow", "parquet", str(path), load=False)
-    command = [sys.executable, "-m", "sparrowlm.text.parquet", str(path), text_key]
+    # -P: a signal.py or a pyarrow in the working directory is not what is meant.
+    command = [sys.executable, "-P", "-m", "sparrowlm.text.parquet", str(path), text_key]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as child:
         try:
             assert child.stdout is not None, "asked for above"
