@@ -235,7 +235,7 @@ def plan_recipe(recipe: Recipe, available: int = 0) -> tuple[Plan, Runtime, bool
     recipe = inherit(recipe)
     check_lora(recipe)
     runtime = detect(recipe.train.device, recipe.train.precision)
-    folder = Path(recipe.data.path[0]) if recipe.data.path else Path()
+    folder = Path(recipe.data.path[0]).expanduser() if recipe.data.path else Path()
     prepared = len(recipe.data.path) == 1 and is_dataset(folder)
     dataset = open_folder(folder, recipe) if prepared else None
     vocab_size = dataset.vocab_size if dataset else planned_vocabulary(recipe)

@@ -91,6 +91,12 @@ def test_rows_become_documents_of_two_sides(tmp_path: Path, name: str) -> None:
     assert not list((tmp_path / "out").glob("spool*"))
 
 
+def test_a_prepared_dataset_is_not_read_as_text(tmp_path: Path) -> None:
+    prepared(tmp_path / "out", [write_rows(tmp_path / "a.jsonl", POEMS)])
+    with pytest.raises(DataError, match="out: is a prepared dataset, and text is wanted"):
+        prepared(tmp_path / "again", [tmp_path / "out"], skip_bad=True)
+
+
 def test_a_side_is_decided_by_text_alone(tmp_path: Path) -> None:
     """The same text on the same side, whatever else there is and wherever it stands."""
     _, first = prepared(tmp_path / "a", [write_rows(tmp_path / "a.jsonl", POEMS)])

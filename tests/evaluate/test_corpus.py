@@ -70,7 +70,9 @@ def test_windows_and_strides_by_hand(texts: Path, tmp_path: Path, window: int, s
     assert found["bits_per_byte"].count == size
 
 
-def test_prepared_or_not_is_the_same(texts: Path, tmp_path: Path) -> None:
+def test_prepared_or_not_is_the_same(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer = byte_tokenizer()
     subject, vocabulary = subject_of(tokenizer, tmp_path)
     prepare([texts], tokenizer, tmp_path / "ready", DataConfig(val_fraction=0.0, workers=1))
@@ -78,6 +80,8 @@ def test_prepared_or_not_is_the_same(texts: Path, tmp_path: Path) -> None:
     as_data = measure_data(str(tmp_path / "ready"), subject, vocabulary, Reading())
     assert as_text.figures == as_data.figures
     assert as_text.how == as_data.how == "windows of 32 side by side, 219 tokens"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert measure_data("~/ready", subject, vocabulary, Reading()).figures == as_data.figures
 
 
 def test_one_split_of_what_was_prepared(texts: Path, tmp_path: Path) -> None:

@@ -97,9 +97,7 @@ def prepare_mix(
     mix = named_mix(config)
     shared = _vocabulary(config, mix, tokenizer, cache, progress)
     return [
-        Path(entry.path[0])
-        if _is_prepared(entry)
-        else prepare_cached(_alone(config, entry), shared, cache, progress)
+        _prepared(entry) or prepare_cached(_alone(config, entry), shared, cache, progress)
         for entry in mix
     ]
 
@@ -177,11 +175,12 @@ def _vocabulary(
 ) -> TokenizerConfig:
     """The tokenizer of all sources, as a recipe names it."""
     for entry in mix:
-        if _is_prepared(entry) and (Path(entry.path[0]) / FACTS).is_file():
-            return TokenizerConfig(kind="folder", path=str(Path(entry.path[0]) / "tokenizer"))
+        folder = _prepared(entry)
+        if folder is not None and (folder / FACTS).is_file():
+            return TokenizerConfig(kind="folder", path=str(folder / "tokenizer"))
     if tokenizer.kind not in ("bpe", "chars"):
         return tokenizer
-    alone = [_alone(config, entry) for entry in mix if not _is_prepared(entry)]
+    alone = [_alone(config, entry) for entry in mix if _prepared(entry) is None]
     found = [(as_sources(part.path, part.mirror), part) for part in alone]
     keys = [cache_key(sources, part, tokenizer) for sources, part in found]
     folder = cache / f"tokenizer-{hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:32]}"
@@ -203,8 +202,10 @@ def _alone(config: DataConfig, entry: MixConfig) -> DataConfig:
     return replace(config, path=entry.path, text_key=entry.text_key, mix=())
 
 
-def _is_prepared(entry: MixConfig) -> bool:
-    return len(entry.path) == 1 and is_dataset(Path(entry.path[0]))
+def _prepared(entry: MixConfig) -> Path | None:
+    """The dataset's folder of a source that is prepared already."""
+    folder = Path(entry.path[0]).expanduser()
+    return folder if len(entry.path) == 1 and is_dataset(folder) else None
 
 
 def _identity(dataset: Dataset) -> tuple[str, int]:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparrowlm import files
 from sparrowlm.config.schema import DataConfig
 from sparrowlm.data.hub import fetch, is_address
+from sparrowlm.data.shards import FACTS
 from sparrowlm.errors import DataError
 from sparrowlm.text.documents import (
     Document,
@@ -47,11 +49,12 @@ def as_sources(
         passed_over: counts what was left out of folders and repositories, by kind.
 
     Raises:
-        DataError: a path that is nothing; some sources with a group and some without; what a
-            hub does not have or give.
+        DataError: a path that is nothing, or a prepared dataset, whose text nobody has; some
+            sources with a group and some without; what a hub does not have or give.
     """
     paths: list[str] = []
     for given in map(str, (given for given in inputs if not isinstance(given, Source))):
+        _check_text(given)
         paths += map(str, fetch(given, mirror, passed_over)) if is_address(given) else [given]
     found = (
         [Source(path) for path in find_inputs(paths, passed_over)] if paths or not inputs else []
@@ -60,6 +63,20 @@ def as_sources(
     if len({bool(source.group) for source in found}) > 1:
         raise DataError("some sources have a group and some have none")
     return found
+
+
+def _check_text(path: str) -> None:
+    """
+    Raises:
+        DataError: its facts would be read as text.
+    """
+    folder = Path(path).expanduser()
+    if all((folder / name).is_file() for name in (FACTS, files.MANIFEST)):
+        raise DataError(
+            "is a prepared dataset, and text is wanted",
+            where=path,
+            fix="name the text; prepared datasets are trained on one by one, or by data.mix",
+        )
 
 
 def read_pieces(

@@ -148,7 +148,7 @@ def open_data(
     Raises:
         DataError: nothing there that can be read.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     if is_dataset(folder):
         # nanoGPT's folder says its characters itself, or nothing of its vocabulary.
         own = None if (folder / "meta.pkl").is_file() else subject.tokenizer

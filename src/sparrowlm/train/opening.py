@@ -107,7 +107,7 @@ def _first_path(recipe: Recipe) -> Path:
         raise ConfigError(
             "is empty", where="data.path", fix="name files, folders or a prepared dataset"
         )
-    return Path(recipe.data.path[0])
+    return Path(recipe.data.path[0]).expanduser()
 
 
 def prompts_of(recipe: Recipe, runtime: Runtime) -> PromptDataset:
