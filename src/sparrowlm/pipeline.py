@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 from sparrowlm import files
 from sparrowlm.checkpoint import Checkpoint, RunFolder, find_run
 from sparrowlm.config import Recipe, check_lora, check_numbers, dump_recipe, learns_to_answer
-from sparrowlm.data.mixture import contaminations
+from sparrowlm.data.mixture import contaminations, left_out
 from sparrowlm.data.sequences import AnyDataset, SequenceDataset
-from sparrowlm.data.shards import is_dataset
+from sparrowlm.data.shards import Dataset, is_dataset
 from sparrowlm.errors import RunError, TokenizerError
 from sparrowlm.infer.engine import Engine
 from sparrowlm.infer.sampling import Sampling
@@ -140,8 +140,10 @@ def _train(
 def _first_told(dataset: AnyDataset) -> list[str]:
     """What a person should hear of the data before the first step."""
     if isinstance(dataset, SequenceDataset):
-        return list(dataset.description["notes"])
-    return contaminations(dataset)
+        replayed = [] if dataset.replay is None else _first_told(dataset.replay)
+        return [*dataset.description["notes"], *replayed]
+    missing = left_out(dataset) if isinstance(dataset, Dataset) else []
+    return [*missing, *contaminations(dataset)]
 
 
 def _sit(

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparrowlm.config import MixConfig, TokenizerConfig
-from sparrowlm.config.schema import DataConfig
+from sparrowlm.config.schema import CleanConfig, DataConfig
 from sparrowlm.data import sources
 from sparrowlm.data.mixed import LONGEST_CYCLE, MixedStream, cycle_of, whole_weights
-from sparrowlm.data.mixture import contaminations, join, named_mix, prepare_mix
+from sparrowlm.data.mixture import contaminations, join, left_out, named_mix, prepare_mix
 from sparrowlm.data.shards import Tokens, open_dataset
 from sparrowlm.data.streams import TokenStream
 from sparrowlm.errors import ConfigError, TokenizerError
@@ -193,6 +193,27 @@ def test_text_that_one_source_holds_out_and_another_trains_on_is_named(tmp_path:
     mixture = join(named_mix(config), [open_dataset(folder) for folder in folders])
     (note,) = [note for note in contaminations(mixture) if "of moon are" in note]
     assert note.startswith("contaminated: 30 of 30 held-out documents of moon are trained on in b")
+
+
+def test_what_was_left_out_is_told_of_each_source(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    rows = write_rows(folder / "a.jsonl", "moon", 20).read_text()
+    (folder / "a.jsonl").write_text(rows + rows + '{"other": 1}\n')
+    (folder / ".hidden").write_text("x")
+    whole = MixConfig((str(write_rows(tmp_path / "b.jsonl", "bird")),))
+    config = DataConfig(
+        workers=1, skip_bad=True, clean=CleanConfig(dedup="exact"),
+        mix=(MixConfig((str(folder),)), whole),
+    )  # fmt: skip
+    folders = prepare_mix(config, TokenizerConfig(kind="bytes"), tmp_path / "cache")
+    mixture = join(named_mix(config), [open_dataset(folder) for folder in folders])
+    assert left_out(mixture) == [
+        "rows: passed over: 1 hidden",
+        f"rows: 1 of 41 rows rejected: {folders[0] / 'rejected.jsonl'}",
+        f"rows: 20 of 41 documents removed (20 exact copy): {folders[0] / 'removed.jsonl'}",
+    ]
+    assert all((folders[0] / name).is_file() for name in ("rejected.jsonl", "removed.jsonl"))
 
 
 def test_other_vocabularies_are_refused(tmp_path: Path) -> None:

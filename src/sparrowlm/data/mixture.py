@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sparrowlm.config.schema import DataConfig, MixConfig, TokenizerConfig
-from sparrowlm.data.build import Progress
+from sparrowlm.data.build import REJECTED, REMOVED, Progress
 from sparrowlm.data.cache import cache_key, clean, learning_texts
 from sparrowlm.data.contamination import CONTAMINATED, text_hashes, trained_on
 from sparrowlm.data.lock import made_once
-from sparrowlm.data.prepare import prepare_cached
+from sparrowlm.data.prepare import PASSED_OVER, prepare_cached
 from sparrowlm.data.sequences import AnyDataset
 from sparrowlm.data.shards import FACTS, Dataset, Tokens, is_dataset
 from sparrowlm.data.sources import as_sources
@@ -133,6 +133,23 @@ def join(mix: Sequence[MixConfig], datasets: Sequence[Dataset]) -> Mixture:
         | {"notes": _contaminated(parts)},
         parts=parts,
     )
+
+
+def left_out(dataset: Dataset) -> list[str]:
+    """What of the text is not in a dataset, and where that is listed."""
+    if isinstance(dataset, Mixture):
+        return [f"{part.name}: {note}" for part in dataset.parts for note in left_out(part.dataset)]
+    facts, folder = dataset.description, dataset.train.paths[0].parent
+    told = [note for note in facts["notes"] if note.startswith(PASSED_OVER)]
+    removed, rejected = facts.get("removed", {}), facts.get("rejected", 0)
+    gone = sum(removed.values())
+    rows = facts.get("accepted", 0) + gone + rejected
+    if rejected:
+        told.append(f"{rejected:,} of {rows:,} rows rejected: {folder / REJECTED}")
+    if gone:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in removed.items())
+        told.append(f"{gone:,} of {rows:,} documents removed ({reasons}): {folder / REMOVED}")
+    return told
 
 
 def contaminations(dataset: AnyDataset) -> list[str]:

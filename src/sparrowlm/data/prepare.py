@@ -27,6 +27,8 @@ from sparrowlm.data.split import check_share
 if TYPE_CHECKING:
     from sparrowlm.text.tokenizer import Tokenizer
 
+PASSED_OVER = "passed over:"  # begins the note on it
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -145,4 +147,4 @@ def told_of(passed_over: Counter[str]) -> list[str]:
     ['passed over: 2 hidden, 1 binary']
     """
     kinds = ", ".join(f"{count} {kind}" for kind, count in passed_over.items())
-    return [f"passed over: {kinds}"] if kinds else []
+    return [f"{PASSED_OVER} {kinds}"] if kinds else []
