@@ -21,8 +21,9 @@ from sparrowlm.text.tokenizer import character_tokenizer
 
 
 def write_corpus(folder: Path) -> str:
-    """Five files of rows and one of plain text, of different sizes."""
+    """Five files of rows and one of plain text, of different sizes, beside a hidden one."""
     folder.mkdir()
+    (folder / ".hidden").write_text("passed over")
     for number in range(5):
         texts = [f"{number}-{row} the moon\n" * (1 + row % 4) for row in range(60 * number)]
         rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)

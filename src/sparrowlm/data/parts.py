@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from sparrowlm.data.cache import READING
 from sparrowlm.data.clean import wants_cleaning
 from sparrowlm.data.encode import Encoder
 from sparrowlm.data.lock import locked
+from sparrowlm.data.prepare import told_of
 from sparrowlm.data.reader import SHOWN, Reader
 from sparrowlm.data.shards import sizes_match
 from sparrowlm.data.sources import Source, as_sources
@@ -66,9 +68,9 @@ class Job:
         """Where parts are kept; may be removed once the dataset is there."""
         return Path(f"{self.out}.parts")
 
-    def sources(self) -> list[Source]:
-        """The input's files, in the order of the dataset."""
-        return as_sources(self.inputs, self.config.mirror)
+    def sources(self, passed_over: Counter[str] | None = None) -> list[Source]:
+        """The input's files, in the order of the dataset; `passed_over` counts what is left out."""
+        return as_sources(self.inputs, self.config.mirror, passed_over)
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer, from its folder."""
@@ -166,7 +168,8 @@ def merge(job: Job) -> dict[str, Any]:
         DataError: parts are missing, or no text at all.
         RunError: the dataset exists, or another process writes it.
     """
-    tokenizer, sources, out = job.load_tokenizer(), job.sources(), Path(job.out)
+    passed_over: Counter[str] = Counter()
+    tokenizer, sources, out = job.load_tokenizer(), job.sources(passed_over), Path(job.out)
     parts = [job.part(number) for number in range(len(sources))]
     _check_whole(job, sources, tokenizer)
     with locked(out, wait=False):
@@ -175,7 +178,7 @@ def merge(job: Job) -> dict[str, Any]:
             (work / "tokenizer").mkdir()
             tokenizer.save(work / "tokenizer")
             spool, tally = PartSpool(work, id_dtype(tokenizer), parts), Tally()
-            reader = Reader(sources, job.config)
+            reader = Reader(sources, job.config, told=told_of(passed_over))
             for part in parts:
                 _gather(part, spool, tally, reader)
             return finish(spool, tally, reader, _encoder(job, tokenizer))
