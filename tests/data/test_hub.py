@@ -26,6 +26,8 @@ FILES = {
     "README.md": b"# About",
     "dataset_infos.json": b"{}",
     "a.jsonl": b"".join(b'{"text": "line %d"}\n' % number for number in range(60)),
+    "books.txt.gz": gzip.compress(b"once"),
+    "code.py": b"pass",
     "p/b.csv.gz": gzip.compress(b"text,id\n" + b"".join(b"cell %d,1\n" % n for n in range(60))),
 }
 
@@ -54,13 +56,15 @@ def test_addresses_name_files_folders_patterns_or_everything(hub: Hub, kind: str
         ("/p", ["b.csv.gz"]),
         ("/*.jsonl", ["a.jsonl"]),
         ("/README.md", ["README.md"]),
+        ("/books.txt.gz", ["books.txt.gz"]),
+        ("/code.py", ["code.py"]),
     ]:
         found = fetch(f"{kind}:owner/name{address}", hub.address)
         assert names(found) == expected
         assert all(path.read_bytes() in FILES.values() for path in found)
     passed_over: Counter[str] = Counter()
     fetch(f"{kind}:owner/name", hub.address, passed_over)
-    assert passed_over == {"of owner/name without text": 3}
+    assert passed_over == {"of owner/name without text": 5}
 
 
 def test_a_configuration_is_read_from_the_card(hub: Hub) -> None:
@@ -88,7 +92,7 @@ def test_a_dataset_is_prepared_from_files_of_several_formats(
     config = DataConfig(mirror=hub.address, workers=1)
     summary = prepare([f"{kind}:owner/name"], byte_tokenizer(), tmp_path / "out", config)
     assert (summary.accepted, summary.rejected) == (120, 0)
-    assert "passed over: 3 of owner/name without text" in summary.notes
+    assert "passed over: 5 of owner/name without text" in summary.notes
     assert b"cell 7" in (open_dataset(tmp_path / "out").train_bytes() or b"")
 
 
@@ -154,3 +158,11 @@ def test_mistaken_addresses_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_texts_are_taken_where_there_are_no_rows() -> None:
     assert hub_module.data_files(["README.md", "a.txt", "b.png", ".x/c.txt"]) == ["a.txt"]
+    assert hub_module.data_files(["a.txt.zst", "b.png.gz"]) == ["a.txt.zst"]
+
+
+def test_settings_beside_rows_or_texts_are_no_rows() -> None:
+    assert hub_module.data_files(["config.json", "train.txt"]) == ["train.txt"]
+    assert hub_module.data_files(["config.json", "p/a.csv.gz", "b.txt"]) == ["p/a.csv.gz"]
+    assert hub_module.data_files(["a.json", "b.json.gz", "about.md"]) == ["a.json", "b.json.gz"]
+    assert hub_module.data_files(["a.json", "requirements.txt"]) == ["a.json"]

@@ -23,11 +23,14 @@ from urllib.parse import urlsplit
 
 from sparrowlm.errors import ConfigError, DataError, EnvironmentFault
 from sparrowlm.files import disk_faults
-from sparrowlm.text.documents import format_of
+from sparrowlm.text.documents import format_of, inner_suffix
 from sparrowlm.text.extras import need
 
 TEXTS = (".txt", ".md", ".rst")
-NO_DATA = ("README.md", "LICENSE.md", "LICENSE.txt", "dataset_info.json", "dataset_infos.json")
+NO_DATA = (
+    "README.md", "LICENSE.md", "LICENSE.txt", "dataset_info.json", "dataset_infos.json",
+    "requirements.txt",
+)  # fmt: skip
 PREFIXES = ("hf:", "modelscope:")
 HF_VARIABLE = "HF_ENDPOINT (such as https://hf-mirror.com)"
 
@@ -106,7 +109,7 @@ def fetch(text: str, mirror: str = "", passed_over: Counter[str] | None = None) 
         if is_file(address.path):  # not listed first: what is in the cache is then read offline
             return [Path(client.download(address.path))]
         names = choose(client.files(), address, client)
-        data = data_files(names)
+        data = names if names == [address.path] else data_files(names)
         if passed_over is not None and len(data) < len(names):
             passed_over[f"of {address.repository} without text"] += len(names) - len(data)
         if not data:
@@ -137,8 +140,7 @@ def is_file(path: str) -> bool:
     >>> is_file("data/a.jsonl.gz"), is_file("data"), is_file("data/*.parquet")
     (True, False, False)
     """
-    known = format_of(path) != "plain" or PurePosixPath(path).suffix.lower() in TEXTS
-    return known and not has_magic(path)
+    return (format_of(path) != "plain" or inner_suffix(path) in TEXTS) and not has_magic(path)
 
 
 def choose(names: list[str], address: Address, hub: Hub) -> list[str]:
@@ -165,11 +167,15 @@ def choose(names: list[str], address: Address, hub: Hub) -> list[str]:
 
 
 def data_files(names: list[str]) -> list[str]:
-    """Those that hold rows; where none does, those that hold text. Descriptions are neither."""
+    """Those that hold rows; where none does, those that hold text. Descriptions are neither, and
+    `.json` beside other rows or `.txt` is settings."""
     kept = [name for name in names if PurePosixPath(name).name not in NO_DATA]
     kept = [name for name in kept if not any(part.startswith(".") for part in name.split("/"))]
-    rows = [name for name in kept if format_of(name) != "plain"]
-    return rows or [name for name in kept if PurePosixPath(name).suffix.lower() in TEXTS]
+    rows = [name for name in kept if format_of(name) not in ("plain", "array")]
+    texts = [name for name in kept if inner_suffix(name) in TEXTS]
+    if rows or any(inner_suffix(name) == ".txt" for name in texts):
+        return rows or texts
+    return [name for name in kept if format_of(name) == "array"] or texts
 
 
 class _HuggingFace:

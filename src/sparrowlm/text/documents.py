@@ -69,7 +69,7 @@ def format_of(path: Path | str) -> str:
     >>> format_of("a/b.jsonl.zst"), format_of("notes.txt")
     ('lines', 'plain')
     """
-    return FORMATS.get(_inner_suffix(Path(path)), "plain")
+    return FORMATS.get(inner_suffix(path), "plain")
 
 
 def find_inputs(paths: Sequence[str], passed_over: Counter[str] | None = None) -> list[Path]:
@@ -229,7 +229,7 @@ def _is_cache(folder: Path) -> bool:
 
 def _is_binary(path: Path) -> bool:
     if path.suffix.lower() in COMPRESSED:
-        return _inner_suffix(path) not in (*FORMATS, ".txt", ".md")
+        return inner_suffix(path) not in (*FORMATS, ".txt", ".md")
     if format_of(path) in ("parquet", "tokens"):
         return False  # binary, and read
     try:
@@ -240,8 +240,13 @@ def _is_binary(path: Path) -> bool:
     return b"\0" in head and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
-def _inner_suffix(path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
+def inner_suffix(path: Path | str) -> str:
+    """The suffix of a file's name, small, without that of its compression.
+
+    >>> inner_suffix("a/b.TXT.gz")
+    '.txt'
+    """
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
     return suffixes[-1] if suffixes else ""
