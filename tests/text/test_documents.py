@@ -97,9 +97,30 @@ def test_a_character_cut_off_at_the_end_is_an_error(tmp_path: Path) -> None:
         list(read_documents(path))
 
 
-def test_unknown_encoding_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["utf-9", "hex", "rot13", "undefined"])
+def test_what_is_no_encoding_of_text_is_an_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="not an encoding"):
-        list(read_documents(write(tmp_path / "a.txt", b"x"), encoding="utf-9"))
+        list(read_documents(write(tmp_path / "a.txt", b"x"), encoding=name))
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv"])
+@pytest.mark.parametrize("name", ["utf-16", "UTF_32"])
+def test_utf_16_without_a_byte_order_mark_wants_its_order(
+    tmp_path: Path, name: str, suffix: str
+) -> None:
+    path = write(tmp_path / f"a.{suffix}", "text\nmoon\n".encode(f"{name}-le"))
+    with pytest.raises(DataError, match=re.escape(f"{path}:1: is not {name}")) as caught:
+        list(read_documents(path, encoding=name))
+    assert caught.value.fix == f'name its byte order: data.encoding = "{name}-le" or "{name}-be"'
+    assert "moon" in "".join(texts(path, encoding=f"{name}-le"))
+
+
+def test_punycode_is_told_where_it_is_none(tmp_path: Path) -> None:
+    """Of all encodings it alone has a fault without a place."""
+    path = write(tmp_path / "a.txt", b"one-\x21\n")
+    with pytest.raises(DataError, match="is not punycode") as caught:
+        list(read_documents(path, encoding="punycode"))
+    assert caught.value.fix == 'name its encoding: data.encoding = "utf-8"'
 
 
 def test_a_line_of_end_of_text_parts_documents(tmp_path: Path) -> None:

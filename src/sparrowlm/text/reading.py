@@ -126,8 +126,9 @@ def decode_file(
             of this name.
     """
     try:
+        "".encode(encoding)  # which refuses hex, rot13 and what else is a codec of other things
         decoder = codecs.getincrementaldecoder(encoding)(errors)
-    except LookupError as fault:
+    except (LookupError, UnicodeError) as fault:
         raise DataError(
             f'"{encoding}" is not an encoding', where="data.encoding", fix="such as utf-8, gb18030"
         ) from fault
@@ -140,6 +141,8 @@ def decode_file(
             text = held + decoder.decode(block, final=not block)
         except UnicodeDecodeError as fault:
             raise _wrong_encoding(path, encoding, line, pending + block, fault) from fault
+        except UnicodeError as fault:
+            raise _no_order(path, encoding, line, block, fault) from fault
         if first and text:
             text, first = text.removeprefix("\ufeff"), False
         held = "\r" if block and text.endswith("\r") else ""
@@ -162,6 +165,14 @@ def _wrong_encoding(
         why=fault.reason,
         fix=f'name its encoding: data.encoding = "{_guess(block, encoding)}"',
     )
+
+
+def _no_order(path: Path, encoding: str, line: int, block: bytes, fault: UnicodeError) -> DataError:
+    """A fault without a place: of UTF-16 and UTF-32 that their first character is no mark."""
+    fix = f'name its byte order: data.encoding = "{encoding}-le" or "{encoding}-be"'
+    if codecs.lookup(encoding).name not in ("utf-16", "utf-32"):
+        fix = f'name its encoding: data.encoding = "{_guess(block, encoding)}"'
+    return DataError(f"is not {encoding}", where=f"{path}:{line}", why=str(fault), fix=fix)
 
 
 def _guess(block: bytes, tried: str) -> str:
