@@ -75,5 +75,18 @@ def test_sample_says_what_it_took(
     assert "of 500 lines" in shown
     assert "seed 42" in shown
     assert out.is_file()
-    assert main(["data", "sample", str(rows), str(out), "--target-mb", "0"]) == 2
-    assert "must be above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--target-mb", value) for value in ("0", "-1", "nan", "inf", "1e305", "0.0000001")]
+    + [("--seed", str(1 << 128)), ("--seed", str(-(1 << 127) - 1))],
+)
+def test_sample_refuses_what_is_no_size_and_no_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    place = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), "--target-mb", "1"]
+    assert main(["data", "sample", *place, *option]) == 2
+    assert f"{option[0]}: is " in capsys.readouterr().err
+    assert not (tmp_path / "b.jsonl").exists()

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional
 
+SEEDS = 1 << 127  # the choice takes 16 bytes of it, with a sign
+
 
 def sample(
     source: Positional[Path],
@@ -31,8 +33,11 @@ def sample(
     from sparrowlm.errors import ConfigError, DataError
     from sparrowlm.text.documents import find_inputs
 
-    if target_mb <= 0:
-        raise ConfigError(f"is {target_mb:g}, and must be above 0", where="--target-mb")
+    if not 1 <= target_mb * 1e6 < float("inf"):
+        told = f"is {target_mb:g}, and must be 0.000001 or more, and finite"
+        raise ConfigError(told, where="--target-mb")
+    if not -SEEDS <= seed < SEEDS:
+        raise ConfigError(f"is {seed}, and must be of at most 127 bits", where="--seed")
     found = find_inputs([str(source)])
     if len(found) > 1:
         raise DataError(
