@@ -19,7 +19,7 @@ from sparrowlm.cli import main
 from sparrowlm.data import corpora, fetch
 from sparrowlm.data import hub as hub_module
 from sparrowlm.data.corpora import CORPORA, KnownCorpus
-from sparrowlm.data.download import ORIGIN, download
+from sparrowlm.data.download import ORIGIN, PART, download
 from sparrowlm.errors import ConfigError, DataError, EnvironmentFault, RunError
 from sparrowlm.text.documents import find_inputs
 
@@ -157,6 +157,26 @@ def test_what_is_here_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
     hub.ranges.clear()
     assert download(STORIES, tmp_path, mirror=hub.address).fetched == 1
     assert len(hub.ranges) == 1
+
+
+def test_fewer_files_take_nothing_from_the_others(hub: Hub, tmp_path: Path) -> None:
+    """Neither what has come of them, nor where those that are here came from."""
+    part = tmp_path / PART / "parts" / "2.jsonl"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(hub.files["parts/2.jsonl"][:30_000])
+    download(STORIES, tmp_path, mirror=hub.address, limit=2)
+    hub.ranges.clear()
+    download(STORIES, tmp_path, mirror=hub.address)
+    assert hub.ranges == ["bytes=30000-"]
+    assert not (tmp_path / PART).exists()
+    before = json.loads((tmp_path / ORIGIN).read_text())
+    download(STORIES, tmp_path, mirror=hub.address, limit=1)
+    assert json.loads((tmp_path / ORIGIN).read_text()) == before
+    (tmp_path / "parts" / "1.jsonl").unlink()
+    download(STORIES, tmp_path, mirror=hub.address, limit=1)
+    names = [file["name"] for file in json.loads((tmp_path / ORIGIN).read_text())["files"]]
+    assert names == ["a.txt", "parts/2.jsonl"]  # and not what is here no more
+    assert not (tmp_path / PART).exists()
 
 
 def test_a_cut_connection_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def download(
 
             fetch(remote, out / remote.name, part, heard)
         _write_origin(corpus, remotes, out)
-        shutil.rmtree(out / PART, ignore_errors=True)
+        _tidy(out / PART, whole=not limit)
     paths = [out / remote.name for remote in remotes]
     return Downloaded(paths, sum(path.stat().st_size for path in paths), len(missing))
 
@@ -181,8 +181,27 @@ def _check_space(missing: list[Remote], out: Path) -> None:
         )
 
 
+def _tidy(parts: Path, whole: bool) -> None:
+    """Remove what is left of the parts: all, or where only some files were wanted, empty folders.
+    Of the other files a later run goes on with what has come."""
+    if whole:
+        shutil.rmtree(parts, ignore_errors=True)
+        return
+    for folder in sorted([parts, *parts.rglob("*")], reverse=True):  # the innermost first
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
 def _write_origin(corpus: KnownCorpus, remotes: list[Remote], out: Path) -> None:
-    """Where the files are from, and under which license they came."""
+    """Where the files are from, and under which license they came: those that are asked for, and
+    those that are here from before."""
+    before = files.read_json(out / ORIGIN) if (out / ORIGIN).is_file() else {}
+    names = {remote.name for remote in remotes}
+    kept = [
+        file
+        for file in (before["files"] if before.get("corpus") == corpus.name else [])
+        if file["name"] not in names and (out / file["name"]).is_file()
+    ]
     files.write_json(
         out / ORIGIN,
         {
@@ -196,6 +215,7 @@ def _write_origin(corpus: KnownCorpus, remotes: list[Remote], out: Path) -> None
                     "sha256": files.hash_file(out / remote.name),
                 }
                 for remote in remotes
-            ],
+            ]
+            + kept,
         },
     )
