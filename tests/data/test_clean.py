@@ -281,6 +281,13 @@ def test_held_out_text_that_is_trained_on_is_named(tmp_path: Path) -> None:
     assert (facts["documents"], facts["held_out"]) == (2, 10)
 
 
+def test_nothing_is_trained_on_where_there_is_no_text(tmp_path: Path) -> None:
+    texts = [f"text number {number} of many" for number in range(100)]
+    texts[3], texts[4], texts[95], texts[97] = "", " \n", "", "  "
+    summary = split_in_two(tmp_path, texts, split="tail")
+    assert not any("contaminated" in note for note in summary.notes)
+
+
 def test_its_fix_mends_it(tmp_path: Path) -> None:
     texts = [f"text number {number % 50} of many{' ' * number}" for number in range(400)]
     summary = split_in_two(tmp_path, texts)  # by hash of the text, which the spaces change

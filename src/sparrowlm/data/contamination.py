@@ -21,6 +21,7 @@ from sparrowlm.data.tokens import are_tokens
 
 HASH = np.dtype("<u8")
 WINDOW = 1 << 20  # training documents looked at together
+NO_TEXT = text_hash(b"")  # of an empty document, and of one of white space
 NAMED = 3  # texts of which examples are given
 CONTAMINATED = "contaminated:"  # how such a note begins
 FIX = 'data.clean.dedup = "exact" (--dedup exact) removes copies'
@@ -41,9 +42,11 @@ def text_hashes(folder: Path, split: str) -> np.ndarray:
 
 def trained_on(held_out: np.ndarray, train: np.ndarray) -> np.ndarray:
     """Those of the held-out hashes (n,) that are among the training ones (m,), in their order.
+    Documents without text, of which every one equals every other, are left out.
 
     Takes the memory of the held-out ones, three times.
     """
+    held_out = held_out[held_out != NO_TEXT]
     known = np.unique(held_out)
     met = np.zeros(len(known), dtype=bool)
     for start in range(0, len(train) if len(known) else 0, WINDOW):
