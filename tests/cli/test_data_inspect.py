@@ -62,6 +62,20 @@ def test_a_split_that_is_not_there_is_a_mistake(
     assert "has no held-out split" in capsys.readouterr().err
 
 
+def test_text_has_no_held_out_split(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "inspect", str(rows), "--split", "val"]) == 2
+    assert "a.jsonl: has no held-out split" in capsys.readouterr().err
+
+
+def test_a_file_of_a_dataset_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    byte_dataset(tmp_path / "data")
+    for name in ("train.bin", "val.bin"):
+        assert main(["data", "inspect", str(tmp_path / "data" / name)]) == 2
+        told = capsys.readouterr().err
+        assert f"{name}: holds tokens of a dataset" in told
+        assert f"name its folder: {tmp_path / 'data'}" in told
+
+
 def test_bars_are_drawn_to_an_eighth() -> None:
     assert [bar(share, 2) for share in (0, 0.001, 0.25, 0.5, 1)] == ["", "▏", "▌", "█", "██"]
 

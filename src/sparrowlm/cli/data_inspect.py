@@ -66,14 +66,20 @@ def inspect(
 
         inspect_chats(path, chosen, context, rows, seed, console)
         return
+    if path.suffix == ".bin" and is_dataset(path.parent):
+        raise DataError(
+            "holds tokens of a dataset", where=str(path), fix=f"name its folder: {path.parent}"
+        )
+    ready = None
     if is_dataset(path):
-        dataset = open_dataset(path, token_dtype=token_dtype, tokenizer=chosen)
-        if split == "val" and dataset.val is None:
-            raise DataError("has no held-out split", where=str(path), fix="--split train")
-        _show(dataset, path, split, (rows, row_tokens, seed), console)
+        ready = open_dataset(path, token_dtype=token_dtype, tokenizer=chosen)
+    if split == "val" and (ready is None or ready.val is None):
+        raise DataError("has no held-out split", where=str(path), fix="--split train")
+    if ready is not None:
+        _show(ready, path, split, (rows, row_tokens, seed), console)
         return
     with _tokenized(path, chosen, text_key, encoding, console) as dataset:
-        _show(dataset, path, "train", (rows, row_tokens, seed), console)
+        _show(dataset, path, split, (rows, row_tokens, seed), console)
 
 
 def _tokenizer(name: str) -> Tokenizer | None:
