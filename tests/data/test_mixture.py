@@ -156,7 +156,8 @@ def test_sources_are_prepared_with_one_vocabulary(tmp_path: Path) -> None:
 def test_a_prepared_source_may_lie_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = mix_of(tmp_path)
     folders = prepare_mix(config, SMALL, tmp_path / "cache")
-    monkeypatch.setenv("HOME", str(tmp_path))
+    for home in ("HOME", "USERPROFILE"):  # the second on Windows
+        monkeypatch.setenv(home, str(tmp_path))
     ready = replace(config.mix[0], path=(f"~/{folders[0].relative_to(tmp_path)}",))
     again = replace(config, mix=(ready, config.mix[1]))
     assert prepare_mix(again, TokenizerConfig(kind="bytes"), tmp_path / "c2")[0] == folders[0]

@@ -80,7 +80,8 @@ def test_prepared_or_not_is_the_same(
     as_data = measure_data(str(tmp_path / "ready"), subject, vocabulary, Reading())
     assert as_text.figures == as_data.figures
     assert as_text.how == as_data.how == "windows of 32 side by side, 219 tokens"
-    monkeypatch.setenv("HOME", str(tmp_path))
+    for home in ("HOME", "USERPROFILE"):  # the second on Windows
+        monkeypatch.setenv(home, str(tmp_path))
     assert measure_data("~/ready", subject, vocabulary, Reading()).figures == as_data.figures
 
 

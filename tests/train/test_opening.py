@@ -18,7 +18,8 @@ def test_a_prepared_dataset_may_lie_at_home(
 ) -> None:
     quick(monkeypatch, tmp_path)
     dataset = byte_dataset(tmp_path / "data")
-    monkeypatch.setenv("HOME", str(tmp_path))
+    for home in ("HOME", "USERPROFILE"):  # the second on Windows
+        monkeypatch.setenv(home, str(tmp_path))
     recipe = replace(tiny_recipe(), data=DataConfig(path=("~/data",)))
     assert dataset_of(recipe, cpu()).fingerprint == dataset.fingerprint
     assert plan_recipe(recipe)[2]
