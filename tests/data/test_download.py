@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,9 +20,9 @@ from sparrowlm.cli import main
 from sparrowlm.data import corpora, fetch
 from sparrowlm.data import hub as hub_module
 from sparrowlm.data.corpora import CORPORA, KnownCorpus
-from sparrowlm.data.download import ORIGIN, PART, download
+from sparrowlm.data.download import PART, download
 from sparrowlm.errors import ConfigError, DataError, EnvironmentFault, RunError
-from sparrowlm.text.documents import find_inputs
+from sparrowlm.text.documents import ORIGIN, find_inputs
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 STORIES = KnownCorpus(
@@ -148,7 +149,9 @@ def test_a_hubs_files_come_in_checked(hub: Hub, tmp_path: Path) -> None:
     origin = json.loads((out / ORIGIN).read_text())
     assert (origin["corpus"], origin["license"]) == ("stories", "CC0-1.0")
     assert origin["files"][1]["sha256"] == hashlib.sha256(hub.files[names[1]]).hexdigest()
-    assert find_inputs([str(out)]) == done.paths  # and nothing else in the folder is text
+    passed_over: Counter[str] = Counter()
+    assert find_inputs([str(out)], passed_over) == done.paths  # nothing else in the folder is text
+    assert not passed_over  # and of what a download writes of itself no user is told
 
 
 def test_what_is_here_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ from sparrowlm.data.fetch import Remote, fetch, is_right
 from sparrowlm.data.hub import check_mirror, hugging_face_faults
 from sparrowlm.data.lock import locked
 from sparrowlm.errors import ConfigError, DataError, EnvironmentFault
+from sparrowlm.text.documents import ORIGIN
 from sparrowlm.text.extras import need
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-ORIGIN = ".origin.json"  # hidden, as `.part` is: what reads the folder as text passes both over
-PART = ".part"
+PART = ".part"  # hidden: what reads the folder as text passes it over
 
 Progress = Callable[[str, int, int], None]
 

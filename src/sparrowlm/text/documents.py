@@ -50,6 +50,9 @@ CACHES = ("__pycache__", "node_modules", "site-packages")
 CACHE_MARKS = ("CACHEDIR.TAG", "pyvenv.cfg")
 """Files that mark their folder as a cache (bford.info/cachedir) or a virtual environment."""
 
+ORIGIN = ".origin.json"
+"""What a download writes of itself beside its files: no file of the corpus, so nothing is missed."""
+
 PIECE_CHARACTERS = 1 << 21
 _SAFE = re.compile(r"(?<=\S\n)(?=\S)")
 
@@ -210,6 +213,8 @@ def _texts_below(folder: Path, passed_over: Counter[str]) -> list[Path]:
 def _walk(folder: Path, passed_over: Counter[str]) -> Iterator[Path]:
     """Files below `folder`, sorted by path; hidden ones, caches and linked folders left out."""
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.name == ORIGIN:
+            continue
         if entry.name.startswith("."):
             passed_over["hidden"] += 1
         elif entry.is_dir():
