@@ -51,7 +51,7 @@ CACHE_MARKS = ("CACHEDIR.TAG", "pyvenv.cfg")
 """Files that mark their folder as a cache (bford.info/cachedir) or a virtual environment."""
 
 ORIGIN = ".origin.json"
-"""What a download writes of itself beside its files: no file of the corpus, so nothing is missed."""
+"""What a download writes of itself beside its files; no file of the corpus, so none is missed."""
 
 PIECE_CHARACTERS = 1 << 21
 _SAFE = re.compile(r"(?<=\S\n)(?=\S)")
