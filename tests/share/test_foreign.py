@@ -151,6 +151,27 @@ def test_llama2c_checkpoint(tmp_path: Path) -> None:
     check(tmp_path / "run", lambda ids: plain.llama2c(wide(tensors), ids, 6))
 
 
+@pytest.mark.parametrize(("vocab_size", "theta"), [(plain.V, 1e4), (6400, 1e6)])
+def test_a_bare_state_dict_with_the_names_of_two_projects(
+    tmp_path: Path, vocab_size: int, theta: float
+) -> None:
+    """minimind before 26 April 2025 had llama2.c's names, and another rotary base."""
+    tensors = plain.llama2c_weights(shared=True)
+    table = tensors["output.weight"].repeat(-(-vocab_size // plain.V), 1)[:vocab_size]
+    tensors["tok_embeddings.weight"] = tensors["output.weight"] = table
+    done = move(tmp_path, tensors, Asked(n_heads=6))
+    check(tmp_path / "run", lambda ids: plain.llama2c(wide(tensors), ids, 6, theta=theta))
+    (note,) = (note for note in done.notes if "--rope-theta" in note)
+    assert "minimind" in note
+
+
+def test_a_base_that_was_asked_for_is_not_noted(tmp_path: Path) -> None:
+    tensors = plain.llama2c_weights(shared=True)
+    done = move(tmp_path, tensors, Asked(n_heads=6, rope_theta=1e6))
+    check(tmp_path / "run", lambda ids: plain.llama2c(wide(tensors), ids, 6, theta=1e6))
+    assert not any("--rope-theta" in note for note in done.notes)
+
+
 @pytest.mark.parametrize("projection", [True, False])
 @pytest.mark.parametrize("score_width", [0, plain.D])
 def test_the_pile_trainer(tmp_path: Path, projection: bool, score_width: int) -> None:

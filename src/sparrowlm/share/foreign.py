@@ -44,6 +44,7 @@ LLAMA2C = {
     "norm": "norm",
     "head": "output",
 }
+MINIMIND_VOCABULARY = 6400
 # train-llm-from-scratch, which trains on the Pile; `join_heads` has put its heads together.
 PILE = {
     "embed": "token_embed",
@@ -200,7 +201,8 @@ def read_minimind(opened: Opened, asked: Asked) -> ModelConfig:
 
 
 def read_llama2c(opened: Opened, asked: Asked) -> ModelConfig:
-    """A Llama whose rotary pairs are neighbors, where ours are halves apart."""
+    """A Llama whose rotary pairs are neighbors, where ours are halves apart: llama2.c's, and
+    minimind's before 26 April 2025, which had its names and another rotary base."""
     n_layers, settings = block_count(opened.tensors, "layers."), opened.settings
     opened.tensors = rename(opened.tensors, LLAMA2C, str(opened.path))
     vocab_size, width = opened.shape("embed.weight")
@@ -225,9 +227,27 @@ def read_llama2c(opened: Opened, asked: Asked) -> ModelConfig:
         max_seq_len=asked.max_seq_len or settings.get("max_seq_len", 2048),
         qk_norm=False,
         tie_embeddings=tie(opened),
-        rope_theta=asked.rope_theta or 10000.0,
+        rope_theta=asked.rope_theta or _neighbor_theta(opened, vocab_size),
         norm_eps=asked.norm_eps or settings.get("norm_eps", 1e-5),
     )
+
+
+def _neighbor_theta(opened: Opened, vocab_size: int) -> float:
+    """The rotary base of a file with llama2.c's names. Files of llama2.c have settings; one that
+    has none may be minimind's, which only the size of its vocabulary shows."""
+    if opened.settings:
+        return 1e4
+    if vocab_size == MINIMIND_VOCABULARY:
+        opened.notes.append(
+            f"its {vocab_size} tokens are minimind's: taken with its rotary base of 1e6"
+            " (--rope-theta 10000 for llama2.c's)"
+        )
+        return 1e6
+    opened.notes.append(
+        "taken with llama2.c's rotary base of 10000; minimind before April 2025 has"
+        " --rope-theta 1e6"
+    )
+    return 1e4
 
 
 def read_pile(opened: Opened, asked: Asked) -> ModelConfig:
