@@ -15,6 +15,7 @@ import foreign_support as plain
 from sparrowlm.checkpoint import RunFolder, find_run
 from sparrowlm.cli import main
 from sparrowlm.config import ModelConfig, Recipe, dump_recipe
+from sparrowlm.errors import ConfigError
 from sparrowlm.infer.engine import Engine, Request
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.model.transformer import Transformer
@@ -170,6 +171,52 @@ def test_a_base_that_was_asked_for_is_not_noted(tmp_path: Path) -> None:
     done = move(tmp_path, tensors, Asked(n_heads=6, rope_theta=1e6))
     check(tmp_path / "run", lambda ids: plain.llama2c(wide(tensors), ids, 6, theta=1e6))
     assert not any("--rope-theta" in note for note in done.notes)
+
+
+TELLS = {
+    "nanoGPT": (lambda: {"model": plain.nanogpt_weights(), "model_args": MODEL_ARGS}, "n_heads", 6),
+    "llama2.c": (
+        lambda: {"model": plain.llama2c_weights(shared=True), "model_args": {"n_heads": 6}},
+        "n_heads",
+        6,
+    ),
+    "llama2.c's context": (
+        lambda: {
+            "model": plain.llama2c_weights(shared=True),
+            "model_args": {"n_heads": 6, "max_seq_len": plain.T},
+        },
+        "max_seq_len",
+        plain.T,
+    ),
+    "minimind": (lambda: plain.minimind_weights(qk_norm=True, head_dim=6), "n_heads", 8),
+}
+
+
+@pytest.mark.parametrize("project", TELLS)
+def test_what_a_file_tells_is_not_asked_for_otherwise(tmp_path: Path, project: str) -> None:
+    content, name, told = TELLS[project]
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}: .* tells that itself"):
+        move(tmp_path, content(), Asked(**{name: told // 2}))
+    assert not (tmp_path / "run").exists()
+    move(tmp_path, content(), Asked(**{name: told}))
+
+
+def test_the_header_of_a_bin_tells_its_heads(tmp_path: Path) -> None:
+    tensors = plain.llama2c_weights(shared=True)
+    plain.write_llama2c(tmp_path / "model.bin", tensors, version=0, shared=True)
+    with pytest.raises(ConfigError, match="--n-heads"):
+        adopt(tmp_path / "model.bin", tmp_path / "run", Asked(n_heads=3))
+
+
+def test_a_model_without_experts_has_none_for_a_token(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--experts-per-token"):
+        move(tmp_path, plain.minimind_weights(qk_norm=True, head_dim=6), Asked(experts_per_token=2))
+
+
+def test_one_vocabulary_is_asked_for(tmp_path: Path) -> None:
+    torch.save(plain.nanogpt_weights(), tmp_path / "ckpt.pt")
+    with pytest.raises(ConfigError, match="--meta and --tokenizer"):
+        adopt(tmp_path / "ckpt.pt", tmp_path / "run", tokenizer="bytes", meta=tmp_path / "meta.pkl")
 
 
 @pytest.mark.parametrize("projection", [True, False])

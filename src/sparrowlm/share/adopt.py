@@ -19,7 +19,7 @@ from sparrowlm.config import (
     recipe_from_dict,
     resolve_model,
 )
-from sparrowlm.errors import DataError, RunError, TokenizerError
+from sparrowlm.errors import ConfigError, DataError, RunError, TokenizerError
 from sparrowlm.model.count import count_parameters
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.runtime import env, machine
@@ -70,6 +70,8 @@ def adopt(
         SparrowError: a file that cannot be read or trusted, a model that Sparrow's cannot
             express, weights that do not fit it, a tokenizer larger than its table.
     """
+    if tokenizer and meta is not None:
+        raise ConfigError("--meta and --tokenizer both name a vocabulary", fix="give one of them")
     run = RunFolder(out)
     if run.exists:
         raise RunError("holds a run already", where=str(out), fix="choose another --out")

@@ -138,7 +138,7 @@ def read_nanogpt(opened: Opened, asked: Asked) -> ModelConfig:
     tensors = gpt2_tensors(opened.tensors, conv1d=False)
     opened.tensors = rename(tensors, GPT2, str(opened.path))
     width = opened.shape("embed.weight")[1]
-    n_heads = asked.n_heads or opened.settings.get("n_head", 0)
+    n_heads = _settled(asked, "n_heads", opened.settings.get("n_head"), "nanoGPT")
     if not n_heads:
         n_heads = max(1, width // 64)
         opened.notes.append(
@@ -167,10 +167,9 @@ def read_minimind(opened: Opened, asked: Asked) -> ModelConfig:
     qk_norm = "blocks.0.attention.q_norm.weight" in opened.tensors
     queries = opened.shape("blocks.0.attention.q.weight")[0]
     keys = opened.shape("blocks.0.attention.k.weight")[0]
-    n_heads = asked.n_heads or 8
-    if qk_norm:
-        n_heads = queries // opened.shape("blocks.0.attention.q_norm.weight")[0]
-    elif not asked.n_heads:
+    told = queries // opened.shape("blocks.0.attention.q_norm.weight")[0] if qk_norm else 0
+    n_heads = _settled(asked, "n_heads", told, "minimind") or 8
+    if not told and not asked.n_heads:
         opened.notes.append("taken as 8 query heads, as minimind's (--n-heads)")
     max_seq_len = asked.max_seq_len or 32768
     theta = asked.rope_theta or 1e6
@@ -194,6 +193,8 @@ def read_minimind(opened: Opened, asked: Asked) -> ModelConfig:
     )
     router = opened.tensors.get("blocks.0.mlp.router.weight")
     if router is None:
+        if asked.experts_per_token:
+            raise _tells_itself(["experts_per_token"], "minimind")
         return config
     if not asked.experts_per_token:
         opened.notes.append("taken as one expert for a token, minimind-3's (--experts-per-token)")
@@ -206,7 +207,7 @@ def read_llama2c(opened: Opened, asked: Asked) -> ModelConfig:
     n_layers, settings = block_count(opened.tensors, "layers."), opened.settings
     opened.tensors = rename(opened.tensors, LLAMA2C, str(opened.path))
     vocab_size, width = opened.shape("embed.weight")
-    n_heads = asked.n_heads or settings.get("n_heads", 0)
+    n_heads = _settled(asked, "n_heads", settings.get("n_heads"), "llama2.c")
     if not isinstance(n_heads, int) or n_heads < 1 or width % n_heads:
         raise ConfigError(
             "does not tell its number of heads" if not n_heads else f"{n_heads} heads do not fit",
@@ -224,11 +225,11 @@ def read_llama2c(opened: Opened, asked: Asked) -> ModelConfig:
         n_heads=n_heads,
         n_kv_heads=opened.shape("blocks.0.attention.k.weight")[0] // head_dim,
         d_ff=opened.shape("blocks.0.mlp.gate.weight")[0],
-        max_seq_len=asked.max_seq_len or settings.get("max_seq_len", 2048),
+        max_seq_len=_settled(asked, "max_seq_len", settings.get("max_seq_len"), "llama2.c") or 2048,
         qk_norm=False,
         tie_embeddings=tie(opened),
         rope_theta=asked.rope_theta or _neighbor_theta(opened, vocab_size),
-        norm_eps=asked.norm_eps or settings.get("norm_eps", 1e-5),
+        norm_eps=_settled(asked, "norm_eps", settings.get("norm_eps"), "llama2.c") or 1e-5,
     )
 
 
@@ -356,10 +357,28 @@ def tie(opened: Opened) -> bool:
 def _check_asked(asked: Asked, project: str, takes: tuple[str, ...]) -> None:
     given = [name for name, value in asdict(asked).items() if value and name not in takes]
     if given:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ConfigError(
-            f"{options}: a checkpoint of {project} tells that itself", fix=f"leave out {options}"
-        )
+        raise _tells_itself(given, project)
+
+
+def _settled(asked: Asked, name: str, told: object, project: str) -> Any:
+    """The number that a file tells, or else the one asked for; 0 where neither is there.
+
+    Raises:
+        ConfigError: both are, and differ.
+    """
+    said = getattr(asked, name)
+    if not isinstance(told, int | float) or not told:
+        return said
+    if said not in (0, told):
+        raise _tells_itself([name], project)
+    return told
+
+
+def _tells_itself(names: list[str], project: str) -> ConfigError:
+    options = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+    return ConfigError(
+        f"{options}: a checkpoint of {project} tells that itself", fix=f"leave out {options}"
+    )
 
 
 def _mlp(asked: Asked, default: Mlp) -> Mlp:
