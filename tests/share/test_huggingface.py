@@ -167,6 +167,17 @@ def test_a_pytorch_bin_and_the_older_spelling(tmp_path: Path) -> None:
     check(tmp_path / "run", theirs)
 
 
+def test_a_moe_without_head_dim_as_transformers_saves_it(tmp_path: Path) -> None:
+    """Qwen3MoeConfig has no head_dim of its own, and shares the width out."""
+    shape = COMMON | {"moe_intermediate_size": 32, "num_experts": 5, "num_experts_per_tok": 2}
+    theirs = random(transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**shape)))
+    theirs.save_pretrained(tmp_path / "folder")
+    assert "head_dim" not in json.loads((tmp_path / "folder" / "config.json").read_text())
+    done = adopt(tmp_path / "folder", tmp_path / "run")
+    assert done.config.head_dim == 8
+    check(tmp_path / "run", theirs)
+
+
 def test_gpt2_without_its_prefix(tmp_path: Path) -> None:
     """As the published gpt2 has it, with the masks of old."""
     theirs = gpt2()

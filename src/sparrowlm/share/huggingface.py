@@ -189,9 +189,11 @@ def qwen3_shape(values: Values) -> ModelConfig:
 
 
 def qwen3_moe_shape(values: Values) -> ModelConfig:
-    """Of a Qwen3-MoE's `config.json`: a Qwen3 with experts in every block."""
+    """Of a Qwen3-MoE's `config.json`: a Qwen3 with experts in every block, whose heads share the
+    width out unless it says so."""
     return replace(
-        qwen3_shape(values),
+        llama_shape({"max_position_embeddings": 32768} | values),
+        qk_norm=True,
         d_ff=values["moe_intermediate_size"],
         n_experts=values.get("num_experts") or values["num_local_experts"],
         experts_per_token=values["num_experts_per_tok"],
