@@ -60,7 +60,7 @@ def adopt(
     Everything is read and checked before the first file is written.
 
     Args:
-        path: a checkpoint, or a Hugging Face folder.
+        path: a checkpoint, or a Hugging Face folder, or the weights in one.
         out: the run folder, which must not hold a run yet.
         asked: what the checkpoint does not tell.
         tokenizer: as of `named_tokenizer`; "" takes the one in a Hugging Face folder.
@@ -76,7 +76,7 @@ def adopt(
     if run.exists:
         raise RunError("holds a run already", where=str(out), fix="choose another --out")
     foreign = read_foreign(path, asked or Asked())
-    vocabulary = _vocabulary(path, foreign.opened, tokenizer, meta)
+    vocabulary = _vocabulary(foreign.opened, tokenizer, meta)
     # By way of the reader of recipes, which holds every setting to its type.
     plain = recipe_from_dict({"model": asdict(foreign.config)}, source=str(path)).model
     config = resolve_model(plain, vocabulary.vocab_size if vocabulary else 0)
@@ -159,15 +159,15 @@ def meta_tokenizer(path: Path) -> Tokenizer:
     return character_tokenizer(characters)
 
 
-def _vocabulary(path: Path, opened: Opened, name: str, meta: Path | None) -> Tokenizer | None:
+def _vocabulary(opened: Opened, name: str, meta: Path | None) -> Tokenizer | None:
     if meta is not None:
         return meta_tokenizer(meta)
     if name:
         return named_tokenizer(name)
     why = ""
-    if path.is_dir():
+    if opened.path.is_dir():
         try:
-            return load_tokenizer(path)
+            return load_tokenizer(opened.path)
         except TokenizerError as fault:
             why = f" (the folder {fault.what})"
     opened.notes.append(f"no tokenizer{why}: the run cannot write text (--tokenizer, or --meta)")

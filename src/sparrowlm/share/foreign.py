@@ -24,6 +24,7 @@ from sparrowlm.share.huggingface import (
     gpt2_tensors,
     llama_tensors,
     read_huggingface,
+    whole,
     zero_biases,
 )
 from sparrowlm.share.llama2c import is_bin, read_bin
@@ -106,6 +107,7 @@ def read_foreign(path: Path, asked: Asked) -> Foreign:
         DataError: no such file, a broken one, one that asks to run code, or of no known project.
         RunError: a model that Sparrow's cannot express.
     """
+    path = whole(path)
     if path.is_dir() and (path / "config.json").is_file():
         opened, config = read_huggingface(path)
         kind = opened.settings["model_type"]

@@ -61,6 +61,7 @@ GPT2 = {
 }
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu",
                "relu": "relu"}  # fmt: skip
+WEIGHTS = r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)"
 
 Values = dict[str, Any]
 
@@ -85,6 +86,17 @@ def read_huggingface(folder: Path) -> tuple[Opened, ModelConfig]:
         if config.bias and not values.get("mlp_bias"):
             opened.tensors |= zero_biases(opened.tensors, r"mlp\.\w+")
     return opened, config
+
+
+def whole(path: Path) -> Path:
+    """The folder of a file that is a known model's weights, or a part of them, beside its
+    `config.json`; any other path as it is."""
+    config = path.parent / "config.json"
+    if not re.fullmatch(WEIGHTS, path.name) or not path.is_file() or not config.is_file():
+        return path
+    values = files.read_json(config)
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    return path.parent if kind in SHAPES else path
 
 
 def read_config(path: Path) -> tuple[Values, ModelConfig]:
