@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -100,6 +101,13 @@ def test_reductions_of_nanogpt(tmp_path: Path, key: str) -> None:
     done = move(tmp_path, {key: tensors, "config": GPTConfig()}, Asked(mlp="gelu_tanh"))
     assert not done.config.tie_embeddings
     check(tmp_path / "run", lambda ids: plain.nanogpt(wide(tensors), ids, 4, tanh=True))
+
+
+def test_settings_as_a_plain_namespace(tmp_path: Path) -> None:
+    """As a script keeps what argparse gave it: the class has nothing before its last word."""
+    tensors = plain.nanogpt_weights()
+    move(tmp_path, {"model": tensors, "args": argparse.Namespace(n_head=6, bias=True)})
+    check(tmp_path / "run", lambda ids: plain.nanogpt(wide(tensors), ids, 6))
 
 
 def test_a_bare_state_dict_takes_heads_as_told(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def read_torch(path: Path) -> Any:
         asked = get_unsafe_globals_in_checkpoint(path)  # reads names, and imports none of them
     except (ValueError, RuntimeError):
         asked = []  # not a zip file; the loader knows the older format, and says what is broken
-    plain = [name for name in asked if re.search(r"\.\w+(Config|Args|Namespace)$", name)]
+    plain = [name for name in asked if re.search(r"\.\w*(Config|Args|Namespace)$", name)]
     if refused := sorted(set(asked) - set(plain)):
         raise _asks_to_run(", ".join(refused), path)
     with safe_globals([(Settings, name) for name in plain]):
