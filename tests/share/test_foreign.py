@@ -21,7 +21,7 @@ from sparrowlm.infer.engine import Engine, Request
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.share.adopt import Adopted, adopt
-from sparrowlm.share.foreign import Asked
+from sparrowlm.share.asked import Asked
 from support import byte_dataset, cpu, tiny_recipe
 
 IDS = torch.randint(0, plain.V, (14,), generator=torch.Generator().manual_seed(2))

@@ -18,7 +18,7 @@ from sparrowlm.infer.sampling import Sampling
 from sparrowlm.infer.scoring import logprobs
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.share.adopt import adopt
-from sparrowlm.share.foreign import Asked
+from sparrowlm.share.asked import Asked
 from sparrowlm.text.tokenizer import byte_tokenizer
 from support import cpu
 

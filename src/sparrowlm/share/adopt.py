@@ -23,7 +23,8 @@ from sparrowlm.errors import ConfigError, DataError, RunError, TokenizerError
 from sparrowlm.model.count import count_parameters
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.runtime import env, machine
-from sparrowlm.share.foreign import Asked, Foreign, read_foreign
+from sparrowlm.share.asked import Asked
+from sparrowlm.share.foreign import Foreign, read_foreign
 from sparrowlm.share.llama2c import read_tokenizer_bin
 from sparrowlm.share.opening import Opened, Tensors
 from sparrowlm.text.tokenizer import (
@@ -148,15 +149,17 @@ def meta_tokenizer(path: Path) -> Tokenizer:
         raise DataError("no such file", where=str(path))
     value = files.read_foreign(path)
     table: Any = value.get("itos") if isinstance(value, dict) else None
-    characters = [table[number] for number in sorted(table)] if isinstance(table, dict) else []
-    whole = bool(characters) and sorted(table) == list(range(len(characters)))
-    if not whole or not all(isinstance(item, str) and len(item) == 1 for item in characters):
-        raise DataError(
-            "holds no vocabulary of characters",
-            where=str(path),
-            why='its "itos" is not a dictionary from 0, 1, 2 … to one character each',
-        )
-    return character_tokenizer(characters)
+    try:
+        characters = [table[number] for number in range(len(table))] if table else []
+        if isinstance(table, dict) and characters and all(len(item) == 1 for item in characters):
+            return character_tokenizer(characters)
+    except (KeyError, TypeError, AttributeError, UnicodeError):
+        pass
+    raise DataError(
+        "holds no vocabulary of characters",
+        where=str(path),
+        why='its "itos" is not a dictionary from 0, 1, 2 … to one character each',
+    )
 
 
 def _vocabulary(opened: Opened, name: str, meta: Path | None) -> Tokenizer | None:

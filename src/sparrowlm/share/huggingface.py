@@ -96,7 +96,7 @@ def whole(path: Path) -> Path:
         return path
     values = files.read_json(config)
     kind = values.get("model_type") if isinstance(values, dict) else None
-    return path.parent if kind in SHAPES else path
+    return path.parent if kind in tuple(SHAPES) else path
 
 
 def read_config(path: Path) -> tuple[Values, ModelConfig]:
@@ -107,7 +107,7 @@ def read_config(path: Path) -> tuple[Values, ModelConfig]:
     """
     values = files.read_json(path)
     kind = values.get("model_type") if isinstance(values, dict) else None
-    if kind not in SHAPES:
+    if kind not in tuple(SHAPES):  # it may be a list, which a dict could not look up
         known = ", ".join(SHAPES)
         raise RunError(f"is a model of type {kind!r}", where=str(path), why=f"read are {known}")
     try:

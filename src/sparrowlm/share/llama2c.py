@@ -57,6 +57,8 @@ def read_bin(path: Path) -> Opened:
     """
     head = path.read_bytes()[:HEADER_BYTES]
     magic, version = struct.unpack_from("<Ii", head)
+    if magic == MAGIC and len(head) < HEADER_BYTES:
+        raise DataError("is cut short within its header", where=str(path))
     if magic != MAGIC:
         shape = dict(zip(HEADER, struct.unpack_from("<7i", head), strict=True))
         shared, start, order = shape["vocab_size"] > 0, 4 * len(HEADER), FIRST
