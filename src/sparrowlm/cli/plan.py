@@ -14,6 +14,9 @@ from rich.text import Text
 from sparrowlm.cli.train import named, recipe_and_overrides, recipe_with_stages
 from sparrowlm.config import InitConfig, Recipe, TokenizerConfig
 from sparrowlm.config.units import parse_bytes, show_bytes, show_count, show_duration
+from sparrowlm.errors import ConfigError
+
+LEAST_MEMORY = 10**6  # bytes: less is a unit that was forgotten
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,15 @@ def show(recipe: Recipe, memory: str) -> Recipe:
     Returns:
         The recipe with its derived settings filled in.
     """
-    sizes = [parse_bytes(size, key="--memory") for size in memory.split(",") if size]
+    sizes = [_size(word) for word in memory.split(",")] if memory else []
     return show_cards(recipe, sizes) if len(sizes) > 1 else show_plan(recipe, *(sizes or [0]))
+
+
+def _size(word: str) -> int:
+    size = parse_bytes(word, key="--memory")
+    if size < LEAST_MEMORY:
+        raise ConfigError(f'"{word}" is below a megabyte', where="--memory", fix='write "4GB"')
+    return size
 
 
 def show_cards(recipe: Recipe, cards: list[int]) -> Recipe:
