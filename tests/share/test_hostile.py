@@ -244,6 +244,24 @@ def test_settings_of_another_kind(tmp_path: Path, refused, odd: object) -> None:
     assert "--n-heads" in refused("ckpt.pt")
 
 
+@pytest.mark.parametrize("option", ["--rope-theta=-1", "--norm-eps=nan", "--max-seq-len=-4"])
+def test_an_option_outside_its_limits(tmp_path: Path, refused, option: str) -> None:
+    torch.save(plain.minimind_weights(qk_norm=True, head_dim=6), tmp_path / "ckpt.pt")
+    assert "must be a number above zero" in refused("ckpt.pt", option)
+
+
+@pytest.mark.parametrize(
+    "setting", ['"rms_norm_eps": -1', '"rms_norm_eps": NaN', '"rms_norm_eps": Infinity',
+                '"rope_theta": -1', '"rope_theta": Infinity', '"max_position_embeddings": -3']
+)  # fmt: skip
+def test_a_setting_outside_its_limits(tmp_path: Path, refused, setting: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text(f"{LLAMA[:-1]}, {setting}}}")
+    tensors = {"model.embed_tokens.weight": torch.ones(9, 8)}
+    torch.save(tensors, tmp_path / "folder" / "pytorch_model.bin")
+    assert "must be" in refused("folder")
+
+
 @pytest.mark.parametrize("step", [1e300, -5, float("nan")])
 def test_a_step_that_none_can_be(tmp_path: Path, step: float) -> None:
     torch.save({"model": plain.nanogpt_weights(), "iter_num": step}, tmp_path / "ckpt.pt")

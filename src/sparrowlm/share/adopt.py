@@ -15,6 +15,7 @@ from sparrowlm.config import (
     ModelConfig,
     Recipe,
     TokenizerConfig,
+    check_numbers,
     dump_recipe,
     recipe_from_dict,
     resolve_model,
@@ -80,6 +81,7 @@ def adopt(
     vocabulary = _vocabulary(foreign.opened, tokenizer, meta)
     # By way of the reader of recipes, which holds every setting to its type.
     plain = recipe_from_dict({"model": asdict(foreign.config)}, source=str(path)).model
+    check_numbers(replace(Recipe(), model=plain), str(path))
     config = resolve_model(plain, vocabulary.vocab_size if vocabulary else 0)
     weights = checked_weights(config, foreign.opened)
     _write(run, foreign, config, weights, vocabulary)
