@@ -77,6 +77,7 @@ def adopt(
     run = RunFolder(out)
     if run.exists:
         raise RunError("holds a run already", where=str(out), fix="choose another --out")
+    files.refuse_file(out)
     foreign = read_foreign(path, asked or Asked())
     vocabulary = _vocabulary(foreign.opened, tokenizer, meta)
     # By way of the reader of recipes, which holds every setting to its type.
