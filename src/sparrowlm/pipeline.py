@@ -88,6 +88,12 @@ def train(
     run = RunFolder(out)
     # A worker that torchrun starts again goes on by itself.
     resume = resume or (attempt() > 0 and run.exists)
+    if run.exists and (project := run.imported_from()):
+        raise RunError(
+            f"was imported from {project}, and is a start alone",
+            where=str(out),
+            fix="train from it: choose another --out, and set init.from to this one",
+        )
     if run.exists and not resume:
         raise RunError(
             "holds a run already", where=str(out), fix="add --resume, or choose another --out"

@@ -263,8 +263,14 @@ def test_the_characters_of_nanogpt_write(tmp_path: Path, capsys) -> None:
     assert capsys.readouterr().out.strip() == "".join(characters[number] for number in ids)
     assert main(["report", str(run)]) == 0
     assert "nanoGPT" in (run / "report.html").read_text(encoding="utf-8")
+    assert "has not finished" not in (run / "report.html").read_text(encoding="utf-8")
     assert main(arguments) == 2
     assert "holds a run already" in capsys.readouterr().err
+    for resume in ([], ["--resume"]):
+        assert main(["train", str(run / "config.toml"), "--out", str(run), *resume]) == 2
+        told = capsys.readouterr().err
+        assert "was imported from nanoGPT" in told
+        assert "init.from" in told
 
 
 def test_training_starts_from_an_import(tmp_path: Path) -> None:
