@@ -301,6 +301,23 @@ def test_a_bin_of_another_length(tmp_path: Path, refused, change: int) -> None:
     assert "its header promises" in refused("model.bin")
 
 
+def test_low_rank_changes_alone(tmp_path: Path, refused) -> None:
+    lora = {f"{M}.self_attn.q_proj.lora.{half}.weight": torch.ones(8, 8) for half in "AB"}
+    torch.save(lora, tmp_path / "lora.pth")
+    told = refused("lora.pth")
+    assert ".lora." in told
+    assert "merge_lora" in told
+
+
+@pytest.mark.parametrize("version", [3, -1])
+def test_a_bin_of_an_unknown_version(tmp_path: Path, refused, version: int) -> None:
+    (tmp_path / "model.bin").write_bytes(struct.pack("<Ii", 0x616B3432, version) + bytes(300))
+    told = refused("model.bin")
+    assert f"version {version}" in told
+    assert "not known" in told
+    assert "int8" not in told
+
+
 def test_a_quantized_bin(tmp_path: Path, refused) -> None:
     (tmp_path / "model.bin").write_bytes(struct.pack("<Ii", 0x616B3432, 2) + bytes(300))
     assert "version 2" in refused("model.bin")

@@ -207,6 +207,19 @@ def test_another_project_beside_a_config_is_read_as_itself(tmp_path: Path) -> No
     assert adopt(tmp_path / "pretrain_768.pth", tmp_path / "run").project == "minimind"
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_base_model_has_no_head(tmp_path: Path, tied: bool) -> None:
+    """As LlamaModel saves itself: names without their prefix."""
+    theirs = llama(tie_word_embeddings=tied)
+    theirs.model.save_pretrained(tmp_path / "folder")
+    if tied:
+        adopt(tmp_path / "folder", tmp_path / "run")
+        check(tmp_path / "run", theirs)
+        return
+    with pytest.raises(SparrowError, match=r"head\.weight is missing"):
+        adopt(tmp_path / "folder", tmp_path / "run")
+
+
 def test_gpt2_without_its_prefix(tmp_path: Path) -> None:
     """As the published gpt2 has it, with the masks of old."""
     theirs = gpt2()

@@ -120,6 +120,13 @@ def _recognized(path: Path, asked: Asked) -> Foreign:
             check_asked(asked, project, takes)
             why = "the header of its .bin" if binary else f"its tensor {mark}"
             return Foreign(project, why, read(opened, asked), opened)
+    if any(".lora." in name for name in opened.tensors):
+        raise DataError(
+            "holds low-rank changes alone, and no model",
+            where=str(path),
+            why='its tensors have ".lora." in their names, as those of minimind\'s train_lora',
+            fix="put them into their base with minimind's merge_lora, and import that",
+        )
     some = ", ".join(sorted(opened.tensors)[:3])
     raise DataError(
         "is of no project that can be read",

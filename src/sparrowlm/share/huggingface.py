@@ -248,10 +248,14 @@ def rope_theta(values: Values) -> float:
 
 
 def llama_tensors(opened: Opened) -> Tensors:
-    """The tensors of a file with Llama's names under ours, with experts or without."""
+    """The tensors of a file with Llama's names, or with those of its base model, which have no
+    common prefix, under ours; with experts or without."""
     experts = any(".mlp.experts." in name for name in opened.tensors)
-    names = EXPERTS if experts else LLAMA
-    return rename(stack_experts(opened.tensors), names, str(opened.path))
+    prefixed = {
+        re.sub(r"^(?=(embed_tokens|layers|norm)\.)", "model.", name): tensor
+        for name, tensor in opened.tensors.items()
+    }
+    return rename(stack_experts(prefixed), EXPERTS if experts else LLAMA, str(opened.path))
 
 
 def stack_experts(tensors: Tensors) -> Tensors:

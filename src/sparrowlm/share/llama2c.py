@@ -66,8 +66,9 @@ def read_bin(path: Path) -> Opened:
         shape = dict(zip(HEADER, struct.unpack_from("<7i", head, 8), strict=True))
         shared, start, order = bool(head[36]), HEADER_BYTES, SECOND
     else:
+        which = "rounds weights to int8" if version == 2 else "is not known"
         raise DataError(
-            f"is version {version} of llama2.c's format, which rounds weights to int8",
+            f"is version {version} of llama2.c's format, which {which}",
             where=str(path),
             fix="export it as version 0 or 1, or give the ckpt.pt it was made from",
         )
