@@ -131,7 +131,7 @@ def minimind_mlp(y: Tensor, w: Tensors, name: str, per_token: int) -> Tensor:
     return torch.stack(rows)
 
 
-def llama2c(w: Tensors, ids: Tensor, n_heads: int) -> Tensor:
+def llama2c(w: Tensors, ids: Tensor, n_heads: int, *, theta: float = 1e4) -> Tensor:
     """(T, V) logits of ids (T,)."""
     x = w["tok_embeddings.weight"][ids]
     head_dim = x.shape[-1] // n_heads
@@ -144,8 +144,8 @@ def llama2c(w: Tensors, ids: Tensor, n_heads: int) -> Tensor:
         share = len(q) // len(k)
         mixed = [
             causal(
-                neighbor_turned(q[i], 1e4),
-                neighbor_turned(k[i // share], 1e4),
+                neighbor_turned(q[i], theta),
+                neighbor_turned(k[i // share], theta),
                 v[i // share],
                 head_dim**-0.5,
             )

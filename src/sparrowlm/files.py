@@ -30,10 +30,13 @@ TEMPORARY = ".tmp-"  # prefix of every unfinished file or folder; safe to delete
 
 @contextmanager
 def disk_faults(path: Path) -> Iterator[None]:
-    """Turn "no space left" and "no permission" into a message that names the place."""
+    """Turn "no space left", "no permission" and a file where a folder has to be into a message
+    that names the place."""
     try:
         yield
     except OSError as fault:
+        if fault.errno in (errno.ENOTDIR, errno.EEXIST):
+            refuse_file(path)
         if fault.errno in (errno.ENOSPC, errno.EDQUOT):
             raise EnvironmentFault(
                 "no space left on the device",
@@ -46,6 +49,16 @@ def disk_faults(path: Path) -> Iterator[None]:
                 "may not be written", where=str(path), fix="choose another folder"
             ) from fault
         raise
+
+
+def refuse_file(folder: Path) -> None:
+    """
+    Raises:
+        RunError: a file is where `folder` or one above it has to be.
+    """
+    for place in (folder, *folder.parents):
+        if place.is_file():
+            raise RunError("is a file, and no folder", where=str(place), fix="choose another --out")
 
 
 @contextmanager

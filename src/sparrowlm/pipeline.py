@@ -88,6 +88,12 @@ def train(
     run = RunFolder(out)
     # A worker that torchrun starts again goes on by itself.
     resume = resume or (attempt() > 0 and run.exists)
+    if run.exists and (project := run.imported_from()):
+        raise RunError(
+            f"was imported from {project}, and is a start alone",
+            where=str(out),
+            fix="train from it: choose another --out, and set init.from to this one",
+        )
     if run.exists and not resume:
         raise RunError(
             "holds a run already", where=str(out), fix="add --resume, or choose another --out"
@@ -223,12 +229,11 @@ def quickstart_size(recipe: Recipe, seconds: float) -> Recipe:
     return replace(recipe, model=model)
 
 
-def plan_recipe(recipe: Recipe, available: int = 0) -> tuple[Plan, Runtime, bool]:
+def plan_recipe(recipe: Recipe) -> tuple[Plan, Runtime, bool]:
     """Work out a recipe without touching its text.
 
     Args:
         recipe: as read.
-        available: bytes of memory to plan for; 0 takes this machine's.
 
     Returns:
         The plan, the runtime it is for, and whether the data was there to count epochs by.
@@ -247,7 +252,7 @@ def plan_recipe(recipe: Recipe, available: int = 0) -> tuple[Plan, Runtime, bool
         rows = STAGES[recipe.stage].stream(Scene(resolved, dataset, runtime)).rows_per_epoch
     rate = matmul_rate(runtime.device, runtime.autocast_dtype or runtime.weight_dtype)
     total = total_steps(resolved, rows)
-    plan = plan_of(resolved, runtime, rate, total_steps=total, available=available)
+    plan = plan_of(resolved, runtime, rate, total_steps=total)
     return plan, runtime, prepared
 
 

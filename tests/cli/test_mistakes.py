@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from foreign_support import nanogpt_weights
 from sparrowlm.checkpoint import RunFolder
 from sparrowlm.cli import main
 from support import quick, run_command, write_recipe
@@ -36,6 +38,25 @@ def test_no_such_recipe(capsys):
     code, said = told(capsys, "train", "recipes/nonesuch.toml")
     assert code == 2
     assert "nonesuch.toml: no such recipe" in said
+
+
+@pytest.mark.parametrize("under", ["", "/x"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train recipe.toml",
+        "import ckpt.pt --n-heads 6",
+        "data prepare recipe.toml --tokenizer bytes",
+    ],
+)
+def test_an_out_that_is_a_file(capsys, tmp_path, monkeypatch, recipe, command, under):
+    monkeypatch.chdir(tmp_path)
+    Path("note").write_text("kept")
+    torch.save(nanogpt_weights(), "ckpt.pt")
+    code, said = told(capsys, *command.split(), "--out", f"note{under}")
+    assert code == 2
+    assert "note: is a file" in said or (command.startswith("data") and "note: exists" in said)
+    assert Path("note").read_text() == "kept"
 
 
 def test_misspelt_key_in_the_recipe(capsys, recipe):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,11 +16,12 @@ import foreign_support as plain
 from sparrowlm.checkpoint import RunFolder, find_run
 from sparrowlm.cli import main
 from sparrowlm.config import ModelConfig, Recipe, dump_recipe
+from sparrowlm.errors import ConfigError
 from sparrowlm.infer.engine import Engine, Request
 from sparrowlm.infer.sampling import Sampling
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.share.adopt import Adopted, adopt
-from sparrowlm.share.foreign import Asked
+from sparrowlm.share.asked import Asked
 from support import byte_dataset, cpu, tiny_recipe
 
 IDS = torch.randint(0, plain.V, (14,), generator=torch.Generator().manual_seed(2))
@@ -101,6 +103,13 @@ def test_reductions_of_nanogpt(tmp_path: Path, key: str) -> None:
     check(tmp_path / "run", lambda ids: plain.nanogpt(wide(tensors), ids, 4, tanh=True))
 
 
+def test_settings_as_a_plain_namespace(tmp_path: Path) -> None:
+    """As a script keeps what argparse gave it: the class has nothing before its last word."""
+    tensors = plain.nanogpt_weights()
+    move(tmp_path, {"model": tensors, "args": argparse.Namespace(n_head=6, bias=True)})
+    check(tmp_path / "run", lambda ids: plain.nanogpt(wide(tensors), ids, 6))
+
+
 def test_a_bare_state_dict_takes_heads_as_told(tmp_path: Path) -> None:
     tensors = plain.nanogpt_weights()
     move(tmp_path, tensors, Asked(n_heads=3))
@@ -151,6 +160,73 @@ def test_llama2c_checkpoint(tmp_path: Path) -> None:
     check(tmp_path / "run", lambda ids: plain.llama2c(wide(tensors), ids, 6))
 
 
+@pytest.mark.parametrize(("vocab_size", "theta"), [(plain.V, 1e4), (6400, 1e6)])
+def test_a_bare_state_dict_with_the_names_of_two_projects(
+    tmp_path: Path, vocab_size: int, theta: float
+) -> None:
+    """minimind before 26 April 2025 had llama2.c's names, and another rotary base."""
+    tensors = plain.llama2c_weights(shared=True)
+    table = tensors["output.weight"].repeat(-(-vocab_size // plain.V), 1)[:vocab_size]
+    tensors["tok_embeddings.weight"] = tensors["output.weight"] = table
+    done = move(tmp_path, tensors, Asked(n_heads=6))
+    check(tmp_path / "run", lambda ids: plain.llama2c(wide(tensors), ids, 6, theta=theta))
+    (note,) = (note for note in done.notes if "--rope-theta" in note)
+    assert "minimind" in note
+
+
+def test_a_base_that_was_asked_for_is_not_noted(tmp_path: Path) -> None:
+    tensors = plain.llama2c_weights(shared=True)
+    done = move(tmp_path, tensors, Asked(n_heads=6, rope_theta=1e6))
+    check(tmp_path / "run", lambda ids: plain.llama2c(wide(tensors), ids, 6, theta=1e6))
+    assert not any("--rope-theta" in note for note in done.notes)
+
+
+TELLS = {
+    "nanoGPT": (lambda: {"model": plain.nanogpt_weights(), "model_args": MODEL_ARGS}, "n_heads", 6),
+    "llama2.c": (
+        lambda: {"model": plain.llama2c_weights(shared=True), "model_args": {"n_heads": 6}},
+        "n_heads",
+        6,
+    ),
+    "llama2.c's context": (
+        lambda: {
+            "model": plain.llama2c_weights(shared=True),
+            "model_args": {"n_heads": 6, "max_seq_len": plain.T},
+        },
+        "max_seq_len",
+        plain.T,
+    ),
+    "minimind": (lambda: plain.minimind_weights(qk_norm=True, head_dim=6), "n_heads", 8),
+}
+
+
+@pytest.mark.parametrize("project", TELLS)
+def test_what_a_file_tells_is_not_asked_for_otherwise(tmp_path: Path, project: str) -> None:
+    content, name, told = TELLS[project]
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}: .* tells that itself"):
+        move(tmp_path, content(), Asked(**{name: told // 2}))
+    assert not (tmp_path / "run").exists()
+    move(tmp_path, content(), Asked(**{name: told}))
+
+
+def test_the_header_of_a_bin_tells_its_heads(tmp_path: Path) -> None:
+    tensors = plain.llama2c_weights(shared=True)
+    plain.write_llama2c(tmp_path / "model.bin", tensors, version=0, shared=True)
+    with pytest.raises(ConfigError, match="--n-heads"):
+        adopt(tmp_path / "model.bin", tmp_path / "run", Asked(n_heads=3))
+
+
+def test_a_model_without_experts_has_none_for_a_token(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--experts-per-token"):
+        move(tmp_path, plain.minimind_weights(qk_norm=True, head_dim=6), Asked(experts_per_token=2))
+
+
+def test_one_vocabulary_is_asked_for(tmp_path: Path) -> None:
+    torch.save(plain.nanogpt_weights(), tmp_path / "ckpt.pt")
+    with pytest.raises(ConfigError, match="--meta and --tokenizer"):
+        adopt(tmp_path / "ckpt.pt", tmp_path / "run", tokenizer="bytes", meta=tmp_path / "meta.pkl")
+
+
 @pytest.mark.parametrize("projection", [True, False])
 @pytest.mark.parametrize("score_width", [0, plain.D])
 def test_the_pile_trainer(tmp_path: Path, projection: bool, score_width: int) -> None:
@@ -187,8 +263,14 @@ def test_the_characters_of_nanogpt_write(tmp_path: Path, capsys) -> None:
     assert capsys.readouterr().out.strip() == "".join(characters[number] for number in ids)
     assert main(["report", str(run)]) == 0
     assert "nanoGPT" in (run / "report.html").read_text(encoding="utf-8")
+    assert "has not finished" not in (run / "report.html").read_text(encoding="utf-8")
     assert main(arguments) == 2
     assert "holds a run already" in capsys.readouterr().err
+    for resume in ([], ["--resume"]):
+        assert main(["train", str(run / "config.toml"), "--out", str(run), *resume]) == 2
+        told = capsys.readouterr().err
+        assert "was imported from nanoGPT" in told
+        assert "init.from" in told
 
 
 def test_training_starts_from_an_import(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import nn
 
+from foreign_support import minimind_weights
 from sparrowlm.checkpoint import find_run
 from sparrowlm.errors import SparrowError
 from sparrowlm.infer.engine import Engine, Request
@@ -17,7 +18,8 @@ from sparrowlm.infer.sampling import Sampling
 from sparrowlm.infer.scoring import logprobs
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.share.adopt import adopt
-from sparrowlm.share.foreign import Asked
+from sparrowlm.share.asked import Asked
+from sparrowlm.text.tokenizer import byte_tokenizer
 from support import cpu
 
 V = 97
@@ -165,6 +167,57 @@ def test_a_pytorch_bin_and_the_older_spelling(tmp_path: Path) -> None:
     path.write_text(json.dumps(values | {"rope_scaling": None}))
     adopt(tmp_path / "folder", tmp_path / "run")
     check(tmp_path / "run", theirs)
+
+
+def test_a_moe_without_head_dim_as_transformers_saves_it(tmp_path: Path) -> None:
+    """Qwen3MoeConfig has no head_dim of its own, and shares the width out."""
+    shape = COMMON | {"moe_intermediate_size": 32, "num_experts": 5, "num_experts_per_tok": 2}
+    theirs = random(transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**shape)))
+    theirs.save_pretrained(tmp_path / "folder")
+    assert "head_dim" not in json.loads((tmp_path / "folder" / "config.json").read_text())
+    done = adopt(tmp_path / "folder", tmp_path / "run")
+    assert done.config.head_dim == 8
+    check(tmp_path / "run", theirs)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "shard"])
+def test_a_file_of_a_folder_is_read_with_its_settings(tmp_path: Path, kind: str) -> None:
+    theirs, folder = llama(), tmp_path / "folder"
+    theirs.save_pretrained(folder, max_shard_size="60KB" if kind == "shard" else "1GB")
+    byte_tokenizer().save(folder)
+    path = folder / "model.safetensors"
+    if kind == "shard":
+        path = next(folder.glob("model-*.safetensors"))
+    elif kind == "bin":
+        path.unlink()
+        path = folder / "pytorch_model.bin"
+        torch.save(theirs.state_dict(), path)
+    with pytest.raises(SparrowError, match="below the tokenizer's 257"):
+        adopt(path, tmp_path / "run")
+    (folder / "tokenizer.json").unlink()
+    done = adopt(path, tmp_path / "run")
+    assert done.project == "Hugging Face"
+    assert any("the folder" in note for note in done.notes)
+    check(tmp_path / "run", theirs)
+
+
+def test_another_project_beside_a_config_is_read_as_itself(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path)
+    torch.save(minimind_weights(qk_norm=True, head_dim=6), tmp_path / "pretrain_768.pth")
+    assert adopt(tmp_path / "pretrain_768.pth", tmp_path / "run").project == "minimind"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_base_model_has_no_head(tmp_path: Path, tied: bool) -> None:
+    """As LlamaModel saves itself: names without their prefix."""
+    theirs = llama(tie_word_embeddings=tied)
+    theirs.model.save_pretrained(tmp_path / "folder")
+    if tied:
+        adopt(tmp_path / "folder", tmp_path / "run")
+        check(tmp_path / "run", theirs)
+        return
+    with pytest.raises(SparrowError, match=r"head\.weight is missing"):
+        adopt(tmp_path / "folder", tmp_path / "run")
 
 
 def test_gpt2_without_its_prefix(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def adopt(
     """
     from sparrowlm.config.units import show_count
     from sparrowlm.share.adopt import adopt as move_in
-    from sparrowlm.share.foreign import Asked
+    from sparrowlm.share.asked import Asked
 
     asked = Asked(n_heads, max_seq_len, mlp, rope_theta, norm_eps, score_width, experts_per_token)
     done = move_in(path, out, asked, tokenizer=tokenizer, meta=meta)

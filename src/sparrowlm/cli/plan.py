@@ -14,6 +14,9 @@ from rich.text import Text
 from sparrowlm.cli.train import named, recipe_and_overrides, recipe_with_stages
 from sparrowlm.config import InitConfig, Recipe, TokenizerConfig
 from sparrowlm.config.units import parse_bytes, show_bytes, show_count, show_duration
+from sparrowlm.errors import ConfigError
+
+LEAST_MEMORY = 10**6  # bytes: less is a unit that was forgotten
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Options:
     recipe: tyro.conf.Positional[Path]  # A TOML file, or the name of one that Sparrow brings
     settings: Annotated[Recipe, tyro.conf.arg(name="")]
     memory: str = (
-        ""  # Memory to plan for: 4GB, or cards to compare: 8GB,24GB; default: this machine
+        ""  # CUDA cards to plan for, by their memory: 24GB, or 8GB,24GB; default: this machine
     )
 
 
@@ -64,13 +67,20 @@ def plan_stages(path: Path, arguments: list[str]) -> None:
 
 
 def show(recipe: Recipe, memory: str) -> Recipe:
-    """Print a plan for the memory that was asked for.
+    """Print which of the cards asked for hold a run, or a plan for this machine.
 
     Returns:
         The recipe with its derived settings filled in.
     """
-    sizes = [parse_bytes(size, key="--memory") for size in memory.split(",") if size]
-    return show_cards(recipe, sizes) if len(sizes) > 1 else show_plan(recipe, *(sizes or [0]))
+    sizes = [_size(word) for word in memory.split(",")] if memory else []
+    return show_cards(recipe, sizes) if sizes else show_plan(recipe)
+
+
+def _size(word: str) -> int:
+    size = parse_bytes(word, key="--memory")
+    if size < LEAST_MEMORY:
+        raise ConfigError(f'"{word}" is below a megabyte', where="--memory", fix='write "4GB"')
+    return size
 
 
 def show_cards(recipe: Recipe, cards: list[int]) -> Recipe:
@@ -78,7 +88,7 @@ def show_cards(recipe: Recipe, cards: list[int]) -> Recipe:
     from sparrowlm.pipeline import plan_recipe
     from sparrowlm.train.plan import USABLE, settings_that_fit
 
-    plan, _, _ = plan_recipe(recipe, cards[0])
+    plan, runtime, _ = plan_recipe(recipe)
     table = Table(
         "card", "rows at a time", "checkpointing", "needs", box=None, padding=(0, 2, 0, 0)
     )
@@ -96,15 +106,21 @@ def show_cards(recipe: Recipe, cards: list[int]) -> Recipe:
         f"{plan.parameters.total:,} parameters with {plan.recipe.optim.name};"
         f" {USABLE:.0%} of a card is counted on."
     )
+    if plan.tokens:
+        console.print(
+            f"{plan.total_steps:,} steps, {show_count(plan.tokens)} tokens: this machine"
+            f" ({runtime.device}) would take about {show_duration(plan.seconds)}.",
+            soft_wrap=True,
+        )
     return plan.recipe
 
 
-def show_plan(recipe: Recipe, available: int) -> Recipe:
+def show_plan(recipe: Recipe) -> Recipe:
     """Print a table of the run's needs, and whether it fits; returns the recipe, resolved."""
     from sparrowlm.pipeline import plan_recipe
     from sparrowlm.train.plan import advice
 
-    plan, runtime, rows_known = plan_recipe(recipe, available)
+    plan, runtime, rows_known = plan_recipe(recipe)
     console = Console(highlight=False)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")

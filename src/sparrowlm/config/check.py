@@ -3,6 +3,8 @@ where they are resolved, and a rollout in `config.rollout`."""
 
 from __future__ import annotations
 
+import math
+
 from sparrowlm.config.schema import Recipe
 from sparrowlm.errors import ConfigError
 
@@ -64,6 +66,8 @@ LEAST: tuple[tuple[str, float, bool], ...] = (
 )
 # Key, most, strict: whether the number must be below that.
 MOST: tuple[tuple[str, float, bool], ...] = (
+    ("model.rope_theta", math.inf, True),
+    ("model.norm_eps", math.inf, True),
     ("data.val_fraction", 1, True),
     ("optim.beta1", 1, True),
     ("optim.beta2", 1, True),

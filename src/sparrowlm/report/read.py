@@ -84,13 +84,15 @@ def read_run(folder: Path) -> Run:
     recipe, text = _recipe(folder / "config.toml", faults)
     rows = _rows(folder / "metrics.jsonl", faults)
     facts = _object(folder / "machine.json", faults)
+    data, summary = _table(facts, "data"), folder / "summary.json"
+    trained = not data.get("imported from")  # what was imported has nothing to finish
     return Run(
         folder=folder,
         recipe=recipe,
         config_text=text,
-        summary=_object(folder / "summary.json", faults),
+        summary=_object(summary, faults) if trained or summary.is_file() else {},
         machine=_table(facts, "machine"),
-        data=_table(facts, "data"),
+        data=data,
         train=[row for row in rows if row.get("kind") == "train"],
         evals=[row for row in rows if row.get("kind") == "eval"],
         events=[row for row in rows if row.get("kind") == "event"],

@@ -15,15 +15,17 @@ from sparrowlm.config import (
     ModelConfig,
     Recipe,
     TokenizerConfig,
+    check_numbers,
     dump_recipe,
     recipe_from_dict,
     resolve_model,
 )
-from sparrowlm.errors import DataError, RunError, TokenizerError
+from sparrowlm.errors import ConfigError, DataError, RunError, TokenizerError
 from sparrowlm.model.count import count_parameters
 from sparrowlm.model.transformer import Transformer
 from sparrowlm.runtime import env, machine
-from sparrowlm.share.foreign import Asked, Foreign, read_foreign
+from sparrowlm.share.asked import Asked
+from sparrowlm.share.foreign import Foreign, read_foreign
 from sparrowlm.share.llama2c import read_tokenizer_bin
 from sparrowlm.share.opening import Opened, Tensors
 from sparrowlm.text.tokenizer import (
@@ -60,7 +62,7 @@ def adopt(
     Everything is read and checked before the first file is written.
 
     Args:
-        path: a checkpoint, or a Hugging Face folder.
+        path: a checkpoint, or a Hugging Face folder, or the weights in one.
         out: the run folder, which must not hold a run yet.
         asked: what the checkpoint does not tell.
         tokenizer: as of `named_tokenizer`; "" takes the one in a Hugging Face folder.
@@ -70,13 +72,17 @@ def adopt(
         SparrowError: a file that cannot be read or trusted, a model that Sparrow's cannot
             express, weights that do not fit it, a tokenizer larger than its table.
     """
+    if tokenizer and meta is not None:
+        raise ConfigError("--meta and --tokenizer both name a vocabulary", fix="give one of them")
     run = RunFolder(out)
     if run.exists:
         raise RunError("holds a run already", where=str(out), fix="choose another --out")
+    files.refuse_file(out)
     foreign = read_foreign(path, asked or Asked())
-    vocabulary = _vocabulary(path, foreign.opened, tokenizer, meta)
+    vocabulary = _vocabulary(foreign.opened, tokenizer, meta)
     # By way of the reader of recipes, which holds every setting to its type.
     plain = recipe_from_dict({"model": asdict(foreign.config)}, source=str(path)).model
+    check_numbers(replace(Recipe(), model=plain), str(path))
     config = resolve_model(plain, vocabulary.vocab_size if vocabulary else 0)
     weights = checked_weights(config, foreign.opened)
     _write(run, foreign, config, weights, vocabulary)
@@ -146,26 +152,28 @@ def meta_tokenizer(path: Path) -> Tokenizer:
         raise DataError("no such file", where=str(path))
     value = files.read_foreign(path)
     table: Any = value.get("itos") if isinstance(value, dict) else None
-    characters = [table[number] for number in sorted(table)] if isinstance(table, dict) else []
-    whole = bool(characters) and sorted(table) == list(range(len(characters)))
-    if not whole or not all(isinstance(item, str) and len(item) == 1 for item in characters):
-        raise DataError(
-            "holds no vocabulary of characters",
-            where=str(path),
-            why='its "itos" is not a dictionary from 0, 1, 2 … to one character each',
-        )
-    return character_tokenizer(characters)
+    try:
+        characters = [table[number] for number in range(len(table))] if table else []
+        if isinstance(table, dict) and characters and all(len(item) == 1 for item in characters):
+            return character_tokenizer(characters)
+    except (KeyError, TypeError, AttributeError, UnicodeError):
+        pass
+    raise DataError(
+        "holds no vocabulary of characters",
+        where=str(path),
+        why='its "itos" is not a dictionary from 0, 1, 2 … to one character each',
+    )
 
 
-def _vocabulary(path: Path, opened: Opened, name: str, meta: Path | None) -> Tokenizer | None:
+def _vocabulary(opened: Opened, name: str, meta: Path | None) -> Tokenizer | None:
     if meta is not None:
         return meta_tokenizer(meta)
     if name:
         return named_tokenizer(name)
     why = ""
-    if path.is_dir():
+    if opened.path.is_dir():
         try:
-            return load_tokenizer(path)
+            return load_tokenizer(opened.path)
         except TokenizerError as fault:
             why = f" (the folder {fault.what})"
     opened.notes.append(f"no tokenizer{why}: the run cannot write text (--tokenizer, or --meta)")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from sparrowlm.config import ModelConfig
-from sparrowlm.config.schema import Mlp
-from sparrowlm.errors import ConfigError, DataError
+from sparrowlm.errors import ConfigError, DataError, RunError
+from sparrowlm.share.asked import Asked, bend, check_asked, settled, tells_itself
 from sparrowlm.share.huggingface import (
     GPT2,
     gpt2_tensors,
     llama_tensors,
     read_huggingface,
+    whole,
     zero_biases,
 )
 from sparrowlm.share.llama2c import is_bin, read_bin
@@ -44,6 +45,7 @@ LLAMA2C = {
     "norm": "norm",
     "head": "output",
 }
+MINIMIND_VOCABULARY = 6400
 # train-llm-from-scratch, which trains on the Pile; `join_heads` has put its heads together.
 PILE = {
     "embed": "token_embed",
@@ -59,20 +61,8 @@ PILE = {
     "norm": "layer_norm",
     "head": "lm_head",
 }
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a person knows of a checkpoint that it may not tell itself; 0 or "" leaves it to the
-    file, and then to its project."""
-
-    n_heads: int = 0
-    max_seq_len: int = 0
-    mlp: str = ""
-    rope_theta: float = 0.0
-    norm_eps: float = 0.0
-    score_width: int = 0
-    experts_per_token: int = 0
+# What shapes and values raise that no model has, wherever they are first made use of.
+MALFORMED = (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError)
 
 
 class Foreign(NamedTuple):
@@ -103,12 +93,22 @@ def read_foreign(path: Path, asked: Asked) -> Foreign:
 
     Raises:
         DataError: no such file, a broken one, one that asks to run code, or of no known project.
-        RunError: a model that Sparrow's cannot express.
+        RunError: a model that Sparrow's cannot express, or tensors that make none.
     """
+    try:
+        return _recognized(whole(path), asked)
+    except OSError as fault:
+        raise DataError(f"cannot be read: {fault.strerror or fault}", where=str(path)) from fault
+    except MALFORMED as fault:
+        why = f"{type(fault).__name__}: {fault}"
+        raise RunError("its tensors make no model", where=str(path), why=why) from fault
+
+
+def _recognized(path: Path, asked: Asked) -> Foreign:
     if path.is_dir() and (path / "config.json").is_file():
         opened, config = read_huggingface(path)
         kind = opened.settings["model_type"]
-        _check_asked(asked, "Hugging Face", ())
+        check_asked(asked, "Hugging Face", ())
         return Foreign("Hugging Face", f"config.json, of model type {kind}", config, opened)
     if not path.is_file():
         what = "holds no config.json" if path.is_dir() else "no such file"
@@ -117,9 +117,16 @@ def read_foreign(path: Path, asked: Asked) -> Foreign:
     opened = read_bin(path) if binary else open_tensors(path)
     for project, mark, read, takes in READERS:
         if mark in opened.tensors:
-            _check_asked(asked, project, takes)
+            check_asked(asked, project, takes)
             why = "the header of its .bin" if binary else f"its tensor {mark}"
             return Foreign(project, why, read(opened, asked), opened)
+    if any(".lora." in name for name in opened.tensors):
+        raise DataError(
+            "holds low-rank changes alone, and no model",
+            where=str(path),
+            why='its tensors have ".lora." in their names, as those of minimind\'s train_lora',
+            fix="put them into their base with minimind's merge_lora, and import that",
+        )
     some = ", ".join(sorted(opened.tensors)[:3])
     raise DataError(
         "is of no project that can be read",
@@ -137,7 +144,7 @@ def read_nanogpt(opened: Opened, asked: Asked) -> ModelConfig:
     tensors = gpt2_tensors(opened.tensors, conv1d=False)
     opened.tensors = rename(tensors, GPT2, str(opened.path))
     width = opened.shape("embed.weight")[1]
-    n_heads = asked.n_heads or opened.settings.get("n_head", 0)
+    n_heads = settled(asked, "n_heads", opened.settings.get("n_head"), "nanoGPT")
     if not n_heads:
         n_heads = max(1, width // 64)
         opened.notes.append(
@@ -152,7 +159,7 @@ def read_nanogpt(opened: Opened, asked: Asked) -> ModelConfig:
         asked,
         n_layers=n_layers,
         n_heads=n_heads,
-        mlp=_mlp(asked, "gelu"),
+        mlp=bend(asked, "gelu"),
         bias="norm.bias" in opened.tensors,
         tie_embeddings=tie(opened),
     )
@@ -166,10 +173,9 @@ def read_minimind(opened: Opened, asked: Asked) -> ModelConfig:
     qk_norm = "blocks.0.attention.q_norm.weight" in opened.tensors
     queries = opened.shape("blocks.0.attention.q.weight")[0]
     keys = opened.shape("blocks.0.attention.k.weight")[0]
-    n_heads = asked.n_heads or 8
-    if qk_norm:
-        n_heads = queries // opened.shape("blocks.0.attention.q_norm.weight")[0]
-    elif not asked.n_heads:
+    told = queries // opened.shape("blocks.0.attention.q_norm.weight")[0] if qk_norm else 0
+    n_heads = settled(asked, "n_heads", told, "minimind") or 8
+    if not told and not asked.n_heads:
         opened.notes.append("taken as 8 query heads, as minimind's (--n-heads)")
     max_seq_len = asked.max_seq_len or 32768
     theta = asked.rope_theta or 1e6
@@ -193,6 +199,8 @@ def read_minimind(opened: Opened, asked: Asked) -> ModelConfig:
     )
     router = opened.tensors.get("blocks.0.mlp.router.weight")
     if router is None:
+        if asked.experts_per_token:
+            raise tells_itself(["experts_per_token"], "minimind")
         return config
     if not asked.experts_per_token:
         opened.notes.append("taken as one expert for a token, minimind-3's (--experts-per-token)")
@@ -200,11 +208,12 @@ def read_minimind(opened: Opened, asked: Asked) -> ModelConfig:
 
 
 def read_llama2c(opened: Opened, asked: Asked) -> ModelConfig:
-    """A Llama whose rotary pairs are neighbors, where ours are halves apart."""
+    """A Llama whose rotary pairs are neighbors, where ours are halves apart: llama2.c's, and
+    minimind's before 26 April 2025, which had its names and another rotary base."""
     n_layers, settings = block_count(opened.tensors, "layers."), opened.settings
     opened.tensors = rename(opened.tensors, LLAMA2C, str(opened.path))
     vocab_size, width = opened.shape("embed.weight")
-    n_heads = asked.n_heads or settings.get("n_heads", 0)
+    n_heads = settled(asked, "n_heads", settings.get("n_heads"), "llama2.c")
     if not isinstance(n_heads, int) or n_heads < 1 or width % n_heads:
         raise ConfigError(
             "does not tell its number of heads" if not n_heads else f"{n_heads} heads do not fit",
@@ -222,12 +231,30 @@ def read_llama2c(opened: Opened, asked: Asked) -> ModelConfig:
         n_heads=n_heads,
         n_kv_heads=opened.shape("blocks.0.attention.k.weight")[0] // head_dim,
         d_ff=opened.shape("blocks.0.mlp.gate.weight")[0],
-        max_seq_len=asked.max_seq_len or settings.get("max_seq_len", 2048),
+        max_seq_len=settled(asked, "max_seq_len", settings.get("max_seq_len"), "llama2.c") or 2048,
         qk_norm=False,
         tie_embeddings=tie(opened),
-        rope_theta=asked.rope_theta or 10000.0,
-        norm_eps=asked.norm_eps or settings.get("norm_eps", 1e-5),
+        rope_theta=asked.rope_theta or _neighbor_theta(opened, vocab_size),
+        norm_eps=settled(asked, "norm_eps", settings.get("norm_eps"), "llama2.c") or 1e-5,
     )
+
+
+def _neighbor_theta(opened: Opened, vocab_size: int) -> float:
+    """The rotary base of a file with llama2.c's names. Files of llama2.c have settings; one that
+    has none may be minimind's, which only the size of its vocabulary shows."""
+    if opened.settings:
+        return 1e4
+    if vocab_size == MINIMIND_VOCABULARY:
+        opened.notes.append(
+            f"its {vocab_size} tokens are minimind's: taken with its rotary base of 1e6"
+            " (--rope-theta 10000 for llama2.c's)"
+        )
+        return 1e6
+    opened.notes.append(
+        "taken with llama2.c's rotary base of 10000; minimind before April 2025 has"
+        " --rope-theta 1e6"
+    )
+    return 1e4
 
 
 def read_pile(opened: Opened, asked: Asked) -> ModelConfig:
@@ -251,7 +278,7 @@ def read_pile(opened: Opened, asked: Asked) -> ModelConfig:
         asked,
         n_layers=n_layers,
         n_heads=n_heads,
-        mlp=_mlp(asked, "relu"),
+        mlp=bend(asked, "relu"),
         bias=True,
         tie_embeddings=False,
         head_bias="head.bias" in opened.tensors,
@@ -331,22 +358,3 @@ def tie(opened: Opened) -> bool:
         return False
     opened.tensors.pop("head.weight", None)
     return True
-
-
-def _check_asked(asked: Asked, project: str, takes: tuple[str, ...]) -> None:
-    given = [name for name, value in asdict(asked).items() if value and name not in takes]
-    if given:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ConfigError(
-            f"{options}: a checkpoint of {project} tells that itself", fix=f"leave out {options}"
-        )
-
-
-def _mlp(asked: Asked, default: Mlp) -> Mlp:
-    match asked.mlp or default:
-        case "gelu" | "gelu_tanh" | "relu" as kind:
-            return kind
-        case other:
-            raise ConfigError(
-                f"{other} is no bend of this MLP", where="--mlp", fix="gelu, gelu_tanh or relu"
-            )

@@ -61,6 +61,7 @@ GPT2 = {
 }
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu",
                "relu": "relu"}  # fmt: skip
+WEIGHTS = r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)"
 
 Values = dict[str, Any]
 
@@ -87,6 +88,17 @@ def read_huggingface(folder: Path) -> tuple[Opened, ModelConfig]:
     return opened, config
 
 
+def whole(path: Path) -> Path:
+    """The folder of a file that is a known model's weights, or a part of them, beside its
+    `config.json`; any other path as it is."""
+    config = path.parent / "config.json"
+    if not re.fullmatch(WEIGHTS, path.name) or not path.is_file() or not config.is_file():
+        return path
+    values = files.read_json(config)
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    return path.parent if kind in tuple(SHAPES) else path
+
+
 def read_config(path: Path) -> tuple[Values, ModelConfig]:
     """A `config.json`, and the shape that it says.
 
@@ -95,7 +107,7 @@ def read_config(path: Path) -> tuple[Values, ModelConfig]:
     """
     values = files.read_json(path)
     kind = values.get("model_type") if isinstance(values, dict) else None
-    if kind not in SHAPES:
+    if kind not in tuple(SHAPES):  # it may be a list, which a dict could not look up
         known = ", ".join(SHAPES)
         raise RunError(f"is a model of type {kind!r}", where=str(path), why=f"read are {known}")
     try:
@@ -189,9 +201,11 @@ def qwen3_shape(values: Values) -> ModelConfig:
 
 
 def qwen3_moe_shape(values: Values) -> ModelConfig:
-    """Of a Qwen3-MoE's `config.json`: a Qwen3 with experts in every block."""
+    """Of a Qwen3-MoE's `config.json`: a Qwen3 with experts in every block, whose heads share the
+    width out unless it says so."""
     return replace(
-        qwen3_shape(values),
+        llama_shape({"max_position_embeddings": 32768} | values),
+        qk_norm=True,
         d_ff=values["moe_intermediate_size"],
         n_experts=values.get("num_experts") or values["num_local_experts"],
         experts_per_token=values["num_experts_per_tok"],
@@ -234,10 +248,14 @@ def rope_theta(values: Values) -> float:
 
 
 def llama_tensors(opened: Opened) -> Tensors:
-    """The tensors of a file with Llama's names under ours, with experts or without."""
+    """The tensors of a file with Llama's names, or with those of its base model, which have no
+    common prefix, under ours; with experts or without."""
     experts = any(".mlp.experts." in name for name in opened.tensors)
-    names = EXPERTS if experts else LLAMA
-    return rename(stack_experts(opened.tensors), names, str(opened.path))
+    prefixed = {
+        re.sub(r"^(?=(embed_tokens|layers|norm)\.)", "model.", name): tensor
+        for name, tensor in opened.tensors.items()
+    }
+    return rename(stack_experts(prefixed), EXPERTS if experts else LLAMA, str(opened.path))
 
 
 def stack_experts(tensors: Tensors) -> Tensors:

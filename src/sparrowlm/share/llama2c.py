@@ -57,6 +57,8 @@ def read_bin(path: Path) -> Opened:
     """
     head = path.read_bytes()[:HEADER_BYTES]
     magic, version = struct.unpack_from("<Ii", head)
+    if magic == MAGIC and len(head) < HEADER_BYTES:
+        raise DataError("is cut short within its header", where=str(path))
     if magic != MAGIC:
         shape = dict(zip(HEADER, struct.unpack_from("<7i", head), strict=True))
         shared, start, order = shape["vocab_size"] > 0, 4 * len(HEADER), FIRST
@@ -64,8 +66,9 @@ def read_bin(path: Path) -> Opened:
         shape = dict(zip(HEADER, struct.unpack_from("<7i", head, 8), strict=True))
         shared, start, order = bool(head[36]), HEADER_BYTES, SECOND
     else:
+        which = "rounds weights to int8" if version == 2 else "is not known"
         raise DataError(
-            f"is version {version} of llama2.c's format, which rounds weights to int8",
+            f"is version {version} of llama2.c's format, which {which}",
             where=str(path),
             fix="export it as version 0 or 1, or give the ckpt.pt it was made from",
         )

@@ -7,6 +7,7 @@ of its own (`GPTConfig`) come in as `Settings`, a class of ours that holds value
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 from dataclasses import dataclass, field
@@ -72,7 +73,7 @@ def open_tensors(path: Path) -> Opened:
         DataError: the file is broken, holds no weights, or asks to run code.
     """
     if path.suffix == ".safetensors":
-        return Opened(path, clean(read_safetensors(path)))
+        return Opened(path, clean(read_safetensors(path), path))
     content = read_torch(path)
     if not isinstance(content, dict):
         raise DataError(f"holds a {type(content).__name__}, and no weights", where=str(path))
@@ -85,14 +86,15 @@ def open_tensors(path: Path) -> Opened:
             why=f"neither it nor its {', '.join(STATES)} is a dictionary of tensors",
         )
     if state is content:
-        return Opened(path, clean(tensors))
+        return Opened(path, clean(tensors, path))
     settings: dict[str, Any] = {}
     for key in SETTINGS:
         value = content.get(key)
         told = vars(value) if isinstance(value, Settings) else value
         settings |= told if isinstance(told, dict) else {}
-    step, loss = _number(content, STEPS), _number(content, LOSSES)
-    return Opened(path, clean(tensors), settings, int(step or 0), loss)
+    step, loss = _number(content, STEPS) or 0, _number(content, LOSSES)
+    step = int(step) if 0 < step < 1e12 else 0  # it becomes part of a folder's name
+    return Opened(path, clean(tensors, path), settings, step, loss)
 
 
 def _number(content: dict[str, Any], keys: tuple[str, ...]) -> float | None:
@@ -113,17 +115,18 @@ def read_torch(path: Path) -> Any:
     """
     try:
         asked = get_unsafe_globals_in_checkpoint(path)  # reads names, and imports none of them
-    except (ValueError, RuntimeError):
-        asked = []  # not a zip file; the loader knows the older format, and says what is broken
-    plain = [name for name in asked if re.search(r"\.\w+(Config|Args|Namespace)$", name)]
+    except (ValueError, RuntimeError, OSError):
+        asked = []  # no whole zip file; the loader knows the older format, and says what is broken
+    plain = [name for name in asked if re.search(r"\.\w*(Config|Args|Namespace)$", name)]
     if refused := sorted(set(asked) - set(plain)):
         raise _asks_to_run(", ".join(refused), path)
     with safe_globals([(Settings, name) for name in plain]):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except OSError as fault:
-            raise DataError(f"cannot be read: {fault.strerror}", where=str(path)) from fault
         except Exception as fault:  # a broken file may break the loader anywhere
+            # A short one makes it seek to before its beginning: an invalid argument.
+            if isinstance(fault, OSError) and fault.errno != errno.EINVAL:
+                raise DataError(f"cannot be read: {fault.strerror}", where=str(path)) from fault
             if name := re.search(r"(?i)unsupported (?:global: )?GLOBAL ([\w.]+)", str(fault)):
                 raise _asks_to_run(name[1], path) from fault
             raise DataError(
@@ -164,12 +167,12 @@ def read_folder(folder: Path) -> Tensors:
     for name, read in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_torch)):
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
-            return clean(read(folder / name))
+            return clean(read(folder / name), folder / name)
         if index.is_file():
             tensors: Tensors = {}
             for shard in shards_of(index):
-                tensors |= read(folder / shard)
-            return clean(tensors)
+                tensors |= clean(read(folder / shard), folder / shard)
+            return tensors
     raise DataError(
         "holds no weights",
         where=str(folder),
@@ -193,8 +196,18 @@ def shards_of(index: Path) -> list[str]:
     return sorted(set(map(str, named)))
 
 
-def clean(tensors: Tensors) -> Tensors:
-    """Plain names, without buffers."""
+def clean(tensors: Any, path: Path) -> Tensors:
+    """Plain names, without buffers.
+
+    Raises:
+        DataError: no dict of names and tensors that hold all of their numbers.
+    """
+    if not isinstance(tensors, dict):
+        raise DataError(f"holds a {type(tensors).__name__}, and no weights", where=str(path))
+    for name, value in tensors.items():
+        whole = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+        if not isinstance(name, str) or not whole:
+            raise DataError(f"holds {name!r}, which is no plain tensor by a name", where=str(path))
     plain = {WRAPPERS.sub("", name): value for name, value in tensors.items()}
     return {name: value for name, value in plain.items() if not BUFFERS.search(name)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -161,19 +162,20 @@ def _shape_of(name: str, otherwise: ModelConfig) -> ModelConfig:
         return otherwise  # training is where a run that is missing ends it
 
 
-def fitting_rows(recipe: Recipe, runtime: Runtime, available: int = 0) -> int:
+def fitting_rows(recipe: Recipe, runtime: Runtime, available: int | None = None) -> int:
     """The largest micro-batch that fits: the rank's rows, halved until they do; at least 1.
 
     Args:
         recipe: with its model and row length resolved.
         runtime: where it is to run.
-        available: bytes that may be used; 0 takes what the device has free.
+        available: bytes that may be used; None takes what the device has free.
     """
-    available = available or int(USABLE * device_memory(runtime.device)[1])
+    if available is None:
+        available = int(USABLE * device_memory(runtime.device)[1]) or sys.maxsize  # 0: unknown
     rows = max(1, recipe.train.batch_tokens // recipe.train.seq_len // runtime.world_size)
     if runtime.device.type == "cpu":
         rows = min(rows, max(1, CPU_TOKENS // recipe.train.seq_len))
-    while rows > 1 and available and step_memory(recipe, runtime, rows).total > available:
+    while rows > 1 and step_memory(recipe, runtime, rows).total > available:
         rows = (rows + 1) // 2
     return rows
 
