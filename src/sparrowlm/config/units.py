@@ -109,12 +109,16 @@ def show_clock(seconds: float) -> str:
 def show_duration(seconds: float) -> str:
     """A time as a sentence says it.
 
-    >>> [show_duration(s) for s in (0.25, 52, 182, 4325)]
-    ['0.25 s', '52 s', '3 min 2 s', '1 h 12 min']
+    >>> [show_duration(s) for s in (0.25, 52, 182, 4325, 5e5, 1e9)]
+    ['0.25 s', '52 s', '3 min 2 s', '1 h 12 min', '5.8 days', '32 years']
     """
     if seconds < 9.95:
         return f"{seconds:.2g} s"
     minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 2 * 365 * 24 * 60:
+        return f"{minutes / (365 * 24 * 60):,.0f} years"
+    if minutes >= 72 * 60:
+        return f"{minutes / (24 * 60):.1f} days"
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
