@@ -54,7 +54,7 @@ def main() -> None:
     print(json.dumps({"steps": options.steps, "data": options.data.name, **machine()}))
 
 
-def measure(name: str, options: argparse.Namespace) -> dict[str, float | str]:
+def measure(name: str, options: argparse.Namespace) -> dict[str, float | str | None]:
     """Train a recipe for a few steps in a process of its own."""
     recipe = load_recipe(RECIPES / f"{name}.toml")
     length = recipe.train.seq_len or recipe.model.max_seq_len
@@ -82,10 +82,10 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float | str]:
     return {
         "rows": rows,
         "row_tokens": length,
-        "tokens_per_second": speed,
+        "tokens_per_second": round(speed),
         "planned": planned[1] if planned else "",
         "peak_gb": round(told[-1]["memory_bytes"] / 1e9, 2),
-        "hours": round(tokens_of(recipe) / speed / 3600, 1),
+        "hours": round(tokens / speed / 3600, 1) if (tokens := tokens_of(recipe)) else None,
         "first_loss": round(told[0]["loss"], 3),
         "last_loss": round(told[-1]["loss"], 3),
     }
