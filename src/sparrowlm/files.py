@@ -58,7 +58,7 @@ def refuse_file(folder: Path) -> None:
     """
     for place in (folder, *folder.parents):
         if place.is_file():
-            raise RunError("is a file, and no folder", where=str(place), fix="choose another --out")
+            raise RunError("is a file, and no folder", where=str(place), fix="choose another place")
 
 
 @contextmanager
