@@ -58,7 +58,12 @@ def refuse_file(folder: Path) -> None:
     """
     for place in (folder, *folder.parents):
         if place.is_file():
-            raise RunError("is a file, and no folder", where=str(place), fix="choose another place")
+            raise RunError(
+                "is a file, and no folder",
+                where=str(place),
+                why="what is to be below it cannot be written",
+                fix="choose another place",
+            )
 
 
 @contextmanager

@@ -256,7 +256,7 @@ def test_a_talk_is_saved_once(talk: Any, tmp_path: Path) -> None:
     assert json.loads(kept) == {"conversations": turns}
     (tmp_path / "file").touch()
     for name in (str(tmp_path / "file" / "chat.jsonl"), "/", "~nobody-here/x", "a\0b"):
-        with pytest.raises(UserError, match="cannot be written|is a file, and no folder"):
+        with pytest.raises(UserError, match="cannot be written"):
             obey(made, "/save", name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chat.jsonl", "file"]
 
