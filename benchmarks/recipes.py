@@ -31,6 +31,7 @@ from pathlib import Path
 
 from sparrowlm.config import Recipe, load_recipe
 from sparrowlm.runtime import machine
+from sparrowlm.train.build import length_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NAMES = [
@@ -93,8 +94,8 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float | str | N
 
 def tokens_of(recipe: Recipe) -> int:
     """That the whole recipe goes through; 0 where only its data can tell."""
-    number, unit = recipe.train.length.split()
-    return int(number) * recipe.train.batch_tokens if unit == "steps" else 0
+    span = length_of(recipe)
+    return round(span.amount) * recipe.train.batch_tokens if span.unit == "steps" else 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from sparrowlm.checkpoint import Checkpoint, RunFolder, find_run
 from sparrowlm.config import Recipe, check_lora, check_numbers, dump_recipe, learns_to_answer
 from sparrowlm.data.mixture import contaminations, left_out
 from sparrowlm.data.sequences import AnyDataset, SequenceDataset
-from sparrowlm.data.shards import Dataset, is_dataset
+from sparrowlm.data.shards import Dataset, named_dataset
 from sparrowlm.errors import RunError, TokenizerError
 from sparrowlm.infer.engine import Engine
 from sparrowlm.infer.sampling import Sampling
@@ -242,9 +242,8 @@ def plan_recipe(recipe: Recipe) -> tuple[Plan, Runtime, bool]:
     recipe = inherit(recipe)
     check_lora(recipe)
     runtime = detect(recipe.train.device, recipe.train.precision)
-    folder = Path(recipe.data.path[0]).expanduser() if recipe.data.path else Path()
-    prepared = len(recipe.data.path) == 1 and is_dataset(folder)
-    dataset = open_folder(folder, recipe) if prepared else None
+    folder = named_dataset(recipe.data.path)
+    dataset = open_folder(folder, recipe) if folder else None
     vocab_size = dataset.vocab_size if dataset else planned_vocabulary(recipe)
     resolved = resolve_recipe(recipe, vocab_size, runtime)
     rows = 0
@@ -253,7 +252,7 @@ def plan_recipe(recipe: Recipe) -> tuple[Plan, Runtime, bool]:
     rate = matmul_rate(runtime.device, runtime.autocast_dtype or runtime.weight_dtype)
     total = total_steps(resolved, rows)
     plan = plan_of(resolved, runtime, rate, total_steps=total)
-    return plan, runtime, prepared
+    return plan, runtime, dataset is not None
 
 
 def _open_folder(

@@ -224,7 +224,7 @@ def _written(
         progress=partial(progress, "writing"),
     )
     try:
-        text = held_out_text(run, loaded.runtime)
+        text = held_out_text(run, loaded.runtime, progress)
     except UserError as fault:
         note = f"its own held-out text, to compare with, could not be read: {fault.what}"
         return [replace(written, notes=(*written.notes, note))]

@@ -15,7 +15,7 @@ from sparrowlm.data.contamination import CONTAMINATED, text_hashes, trained_on
 from sparrowlm.data.lock import made_once
 from sparrowlm.data.prepare import PASSED_OVER, prepare_cached
 from sparrowlm.data.sequences import AnyDataset
-from sparrowlm.data.shards import FACTS, Dataset, Tokens, is_dataset
+from sparrowlm.data.shards import FACTS, Dataset, Tokens, named_dataset
 from sparrowlm.data.sources import as_sources
 from sparrowlm.errors import ConfigError, TokenizerError
 from sparrowlm.text.tokenizer import TOKENIZER_JSON, make_tokenizer
@@ -97,7 +97,7 @@ def prepare_mix(
     mix = named_mix(config)
     shared = _vocabulary(config, mix, tokenizer, cache, progress)
     return [
-        _prepared(entry) or prepare_cached(_alone(config, entry), shared, cache, progress)
+        named_dataset(entry.path) or prepare_cached(_alone(config, entry), shared, cache, progress)
         for entry in mix
     ]
 
@@ -192,12 +192,12 @@ def _vocabulary(
 ) -> TokenizerConfig:
     """The tokenizer of all sources, as a recipe names it."""
     for entry in mix:
-        folder = _prepared(entry)
+        folder = named_dataset(entry.path)
         if folder is not None and (folder / FACTS).is_file():
             return TokenizerConfig(kind="folder", path=str(folder / "tokenizer"))
     if tokenizer.kind not in ("bpe", "chars"):
         return tokenizer
-    alone = [_alone(config, entry) for entry in mix if _prepared(entry) is None]
+    alone = [_alone(config, entry) for entry in mix if named_dataset(entry.path) is None]
     found = [(as_sources(part.path, part.mirror), part) for part in alone]
     keys = [cache_key(sources, part, tokenizer) for sources, part in found]
     folder = cache / f"tokenizer-{hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:32]}"
@@ -217,12 +217,6 @@ def _vocabulary(
 def _alone(config: DataConfig, entry: MixConfig) -> DataConfig:
     """The settings of one source."""
     return replace(config, path=entry.path, text_key=entry.text_key, mix=())
-
-
-def _prepared(entry: MixConfig) -> Path | None:
-    """The dataset's folder of a source that is prepared already."""
-    folder = Path(entry.path[0]).expanduser()
-    return folder if len(entry.path) == 1 and is_dataset(folder) else None
 
 
 def _identity(dataset: Dataset) -> tuple[str, int]:

@@ -191,6 +191,12 @@ def is_dataset(folder: Path) -> bool:
     return (folder / FACTS).is_file() or (folder / "train.bin").is_file()
 
 
+def named_dataset(paths: Sequence[str]) -> Path | None:
+    """The folder that paths name, if it is one alone and a dataset; `~` is the user's home."""
+    folder = Path(paths[0]).expanduser() if len(paths) == 1 else None
+    return folder if folder is not None and is_dataset(folder) else None
+
+
 def open_dataset(
     folder: Path,
     *,

@@ -15,7 +15,7 @@ from sparrowlm.data.mixture import Mixture, join, named_mix, prepare_mix
 from sparrowlm.data.prepare import prepare_cached
 from sparrowlm.data.prompts import PromptDataset, open_prompts
 from sparrowlm.data.sequences import AnyDataset, SequenceDataset
-from sparrowlm.data.shards import FACTS, Dataset, is_dataset, open_dataset
+from sparrowlm.data.shards import FACTS, Dataset, named_dataset, open_dataset
 from sparrowlm.data.sources import Source, as_sources
 from sparrowlm.data.survey import kind_of
 from sparrowlm.errors import ConfigError
@@ -40,9 +40,8 @@ def dataset_of(
     if folder is None and recipe.data.mix:
         return _mixture(recipe, runtime, progress)
     if folder is None:
-        first = _first_path(recipe)
-        if len(recipe.data.path) == 1 and is_dataset(first):
-            folder = first
+        _first_path(recipe)  # none is told of
+        folder = named_dataset(recipe.data.path)
     if folder is None:
         folder = _main_first(runtime, progress, lambda told: prepare_text(recipe, told))
     return open_folder(folder, recipe)
