@@ -29,8 +29,8 @@ def keep_memory() -> None:
 
     glibc maps every block above a threshold (32 MB at most) by itself and gives it back when it
     is freed; the next one is fetched anew, page fault by page fault. The gradient of a
-    vocabulary's table is such a block at every step: so a model of 109 M parameters trains at two
-    thirds of its speed (docs/performance.md). Elsewhere than under glibc nothing happens.
+    vocabulary's table is such a block at every step: so a model of 109 M parameters trains at seven
+    to eight tenths of its speed (docs/performance.md). Elsewhere than under glibc nothing happens.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
