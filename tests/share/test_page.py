@@ -184,6 +184,64 @@ def test_what_a_person_sees_first_and_an_answer(visit: Open, scene: Any) -> None
     assert here.bodies[-1]["messages"][1]["content"] == SAID
 
 
+def test_what_is_sent_before_the_model_is_known_is_sent_when_it_is(visit: Open, scene: Any) -> None:
+    from playwright.sync_api import expect
+
+    scene.say("Here.<|im_end|>", [user("early")])
+    here = visit(scene.running.url)
+    held: list[Any] = []
+    here.page.route("**/v1/models", lambda route: held.append(route))
+
+    def early() -> None:
+        held.clear()
+        here.page.reload()
+        here.ask("early")
+        here.page.wait_for_timeout(100)
+        assert here.page.input_value("#ask") == "early"
+        assert not here.answers.count()
+
+    early()
+    held.pop().continue_()
+    expect(here.answers.locator(".text")).to_have_text("Here.")
+    assert here.page.input_value("#ask") == ""
+    # Who writes on has changed their mind.
+    early()
+    here.page.fill("#ask", "later")
+    held.pop().continue_()
+    expect(here.page.locator(".facts")).to_be_visible()
+    here.page.wait_for_timeout(100)
+    assert here.page.input_value("#ask") == "later"
+    assert not here.answers.count()
+
+
+def test_enter_before_the_model_is_known_is_no_wish_of_a_base_model(
+    visit: Open, serving: Any
+) -> None:
+    from playwright.sync_api import expect
+
+    with serving.running([serving.served("base", chat=False)]) as site:
+        here = visit(site.url)
+        page, held = here.page, list[Any]()
+        page.route("**/v1/models", lambda route: held.append(route))
+        given = page.locator(".given")
+
+        def press(key: str) -> None:
+            page.reload()
+            page.fill("#ask", "麻雀")
+            page.press("#ask", key)
+            page.wait_for_timeout(100)
+            held.pop().continue_()
+
+        press("Enter")
+        expect(page.locator(".welcome")).to_be_visible()
+        page.wait_for_timeout(100)
+        assert page.input_value("#ask") == "麻雀"
+        assert not given.count()
+        press("Control+Enter")
+        expect(given).to_have_text("麻雀")
+        here.settle()
+
+
 def test_streams_stops_and_keeps_what_came(visit: Open, scene: Any, serving: Any) -> None:
     from playwright.sync_api import expect
 

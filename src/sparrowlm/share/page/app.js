@@ -13,6 +13,8 @@ import { speak, translate, word } from "./words.js";
 
 const settings = loadSettings();
 const page = { models: [], model: null, talk: null, running: null, views: new Map(), trouble: null };
+// The Enter that was pressed before the server had said which models it has.
+let early = null;
 
 // What is shown
 
@@ -326,8 +328,10 @@ async function start() {
     page.trouble = { kind: error.kind ?? "away", values: error.values };
   }
   render();
-  if (page.trouble?.kind === "key" && (await askKey())) start();
-  else focusAsk();
+  if (page.trouble?.kind === "key" && (await askKey())) return start();
+  focusAsk();
+  if (page.model && early && asks(early)) send(at("ask").value);
+  early = null;
 }
 
 // What is listened to
@@ -352,12 +356,17 @@ at("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   send(at("ask").value);
 });
-at("ask").addEventListener("input", () => fit(at("ask")));
+at("ask").addEventListener("input", () => {
+  early = null;
+  fit(at("ask"));
+});
+const hurried = (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey);
+const asks = (event) => (base() ? hurried(event) : sends(event));
 at("ask").addEventListener("keydown", (event) => {
-  const wanted = base() ? event.key === "Enter" && (event.ctrlKey || event.metaKey) : sends(event);
-  if (!wanted) return;
+  if (!asks(event)) return;
   event.preventDefault();
-  at("composer").requestSubmit();
+  if (page.model) at("composer").requestSubmit();
+  else early = event;
 });
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
@@ -369,7 +378,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || !base() || !page.talk) return;
+  if (!hurried(event) || !base() || !page.talk) return;
   if (!page.running && !document.querySelector("dialog[open]")) goOn();
 });
 at("stop").addEventListener("click", stop);
