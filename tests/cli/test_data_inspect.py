@@ -65,6 +65,8 @@ def test_a_split_that_is_not_there_is_a_mistake(
 def test_text_has_no_held_out_split(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "inspect", str(rows), "--split", "val"]) == 2
     assert "a.jsonl: has no held-out split" in capsys.readouterr().err
+    assert main(["data", "inspect", "--chat", str(rows), "--split", "val"]) == 2
+    assert "a.jsonl: has no held-out split" in capsys.readouterr().err
 
 
 def test_a_file_of_a_dataset_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

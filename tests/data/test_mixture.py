@@ -22,6 +22,7 @@ from sparrowlm.data.streams import TokenStream
 from sparrowlm.errors import ConfigError, TokenizerError
 
 SMALL = TokenizerConfig(kind="bpe", vocab_size=280)
+NAMES = ("notes", "mixture", "imported from")
 
 
 @pytest.fixture
@@ -194,6 +195,18 @@ def test_text_that_one_source_holds_out_and_another_trains_on_is_named(tmp_path:
     mixture = join(named_mix(config), [open_dataset(folder) for folder in folders])
     (note,) = [note for note in contaminations(mixture) if "of moon are" in note]
     assert note.startswith("contaminated: 30 of 30 held-out documents of moon are trained on in b")
+
+
+def test_a_source_may_be_called_as_a_part_of_the_description(tmp_path: Path) -> None:
+    rows = [MixConfig((str(write_rows(tmp_path / f"{name}.jsonl", name)),)) for name in NAMES]
+    config = DataConfig(workers=1, mix=tuple(rows))
+    folders = prepare_mix(config, TokenizerConfig(kind="bytes"), tmp_path / "cache")
+    datasets = [open_dataset(folder) for folder in folders]
+    facts = join(named_mix(config), datasets).description
+    assert facts["mixture"] == {
+        name: dataset.description for name, dataset in zip(NAMES, datasets, strict=True)
+    }
+    assert facts["notes"] == []
 
 
 def test_what_was_left_out_is_told_of_each_source(tmp_path: Path) -> None:

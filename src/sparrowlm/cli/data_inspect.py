@@ -61,20 +61,20 @@ def inspect(
     at_least(1, row_tokens=row_tokens)
     console = Console(highlight=False)
     chosen = _tokenizer(tokenizer)
-    if chat:
-        from sparrowlm.cli.chat_inspect import inspect_chats
-
-        inspect_chats(path, chosen, context, rows, seed, console)
-        return
     if path.suffix == ".bin" and is_dataset(path.parent):
         raise DataError(
             "holds tokens of a dataset", where=str(path), fix=f"name its folder: {path.parent}"
         )
     ready = None
-    if is_dataset(path):
+    if is_dataset(path) and not chat:
         ready = open_dataset(path, token_dtype=token_dtype, tokenizer=chosen)
     if split == "val" and (ready is None or ready.val is None):
         raise DataError("has no held-out split", where=str(path), fix="--split train")
+    if chat:
+        from sparrowlm.cli.chat_inspect import inspect_chats
+
+        inspect_chats(path, chosen, context, rows, seed, console)
+        return
     if ready is not None:
         _show(ready, path, split, (rows, row_tokens, seed), console)
         return

@@ -129,8 +129,10 @@ def join(mix: Sequence[MixConfig], datasets: Sequence[Dataset]) -> Mixture:
         vocab_size=max(dataset.vocab_size for dataset in datasets),
         eot_id=first.eot_id,
         fingerprint=hashlib.sha256(json.dumps(prints).encode()).hexdigest(),
-        description={part.name: part.dataset.description for part in parts}
-        | {"notes": _contaminated(parts)},
+        description={
+            "mixture": {part.name: part.dataset.description for part in parts},
+            "notes": _contaminated(parts),
+        },
         parts=parts,
     )
 
@@ -157,7 +159,7 @@ def contaminations(dataset: AnyDataset) -> list[str]:
     facts = [dataset.description]
     if isinstance(dataset, Mixture):
         facts += [part.dataset.description for part in dataset.parts]
-    notes = (note for fact in facts for note in fact.get("notes", []))
+    notes = (note for fact in facts for note in fact["notes"])
     return [note for note in notes if note.startswith(CONTAMINATED)]
 
 
