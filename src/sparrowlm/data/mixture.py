@@ -159,7 +159,7 @@ def contaminations(dataset: AnyDataset) -> list[str]:
     facts = [dataset.description]
     if isinstance(dataset, Mixture):
         facts += [part.dataset.description for part in dataset.parts]
-    notes = (note for fact in facts for note in fact["notes"])
+    notes = (note for fact in facts for note in fact.get("notes", []))
     return [note for note in notes if note.startswith(CONTAMINATED)]
 
 
