@@ -4,10 +4,10 @@
         --folder tokenizers/minimind-3
 
 Each recipe is run by `sparrow train` as a whole command, with its own model, optimizer, row length
-and micro-batch, on the text that is given, with steps of one micro-batch: a micro-step costs what
-it costs in the recipe, and the optimizer's step, which the recipe shares among several, makes the
-speed a lower bound. A tokenizer from another folder may be smaller than the recipe's; the table of
-the model stays as large as the recipe says.
+and micro-batch (all rows where it names none), on the text that is given, with steps of one
+micro-batch: a micro-step costs what it costs in the recipe, and the optimizer's step, which the
+recipe shares among several, makes the speed a lower bound. A tokenizer from another folder may be
+smaller than the recipe's; the table of the model stays as large as the recipe says.
 
 - tokens a second: the median over the steps after the first two;
 - peak: of the process in main memory, its libraries included, beside what `sparrow plan` says
@@ -35,8 +35,8 @@ from sparrowlm.train.build import length_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NAMES = [
-    "pile-13m", "tinystories-15m", "minimind-26m", "minimind-64m", "tinystories", "shakespeare-bpe",
-    "gpt2-124m", "minimind-moe",
+    "pile-13m", "shakespeare-char", "tinystories-15m", "minimind-26m", "minimind-64m",
+    "tinystories", "shakespeare-bpe", "gpt2-124m", "minimind-moe",
 ]  # fmt: skip
 WARM = 2  # steps that are not counted
 
@@ -59,11 +59,12 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float | str | N
     """Train a recipe for a few steps in a process of its own."""
     recipe = load_recipe(RECIPES / f"{name}.toml")
     length = recipe.train.seq_len or recipe.model.max_seq_len
-    rows = recipe.train.micro_batch_size
-    tokenizer = options.gpt2 if recipe.tokenizer.kind == "gpt2" else options.folder
+    rows = recipe.train.micro_batch_size or recipe.train.batch_tokens // length
+    tokenizers = {"chars": "", "gpt2": options.gpt2}
     changed = {
         "data.path": options.data, "data.split": "tail", "data.val_fraction": 0.1,
-        "tokenizer.path": tokenizer, "train.batch_tokens": rows * length,
+        "tokenizer.path": tokenizers.get(recipe.tokenizer.kind, options.folder),
+        "train.batch_tokens": rows * length,
         "train.length": f"{options.steps} steps", "eval.every": f"{options.steps} steps",
         "eval.windows": 4, "samples.every": "1000 steps", "checkpoint.every": "1000 steps",
     }  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparrowlm.model import attention
 from sparrowlm.model.attention import cached_attention, causal_attention
+from sparrowlm.model.dropout import kept
 
 STARTS = torch.tensor(
     [[0] * 13, [0] * 6 + [6] * 7, [0, 1, 2, 2, 2, 2, 2, 2, 8, 8, 8, 8, 12]]
@@ -24,15 +25,20 @@ def heads(n_heads: int, n_kv_heads: int) -> list[Tensor]:
     return [tensor.requires_grad_() for tensor in drawn]
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> Tensor:
-    """Softmax(q k / sqrt(H)) v, written out (Vaswani et al. 2017)."""
-    share, places = q.shape[2] // k.shape[2], torch.arange(q.shape[1])
+def plain(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, factors: Tensor | None = None
+) -> Tensor:
+    """Softmax(q k / sqrt(H)) v, written out (Vaswani et al. 2017); with (B, N, T, T) `factors`,
+    each weight times its own."""
+    share, places = q.shape[2] // k.shape[2], torch.arange(q.shape[1], device=q.device)
     k, v = k.repeat_interleave(share, 2), v.repeat_interleave(share, 2)
     scores = torch.einsum("btnh,bsnh->bnts", q, k) / math.sqrt(q.shape[3])
     hidden = places > places[:, None]
     if starts is not None:
         hidden = (hidden | (places < starts[:, :, None]))[:, None]
     weights = scores.masked_fill(hidden, -math.inf).softmax(-1)
+    if factors is not None:
+        weights = weights * factors
     return torch.einsum("bnts,bsnh->btnh", weights, v)
 
 
@@ -94,13 +100,42 @@ def test_blocks_survive_scores_far_apart() -> None:
     assert slope.isfinite().all()
 
 
+@shapes
+@documents
 @pytest.mark.usefixtures("small_blocks")
-def test_dropped_weights_take_the_fused_kernel() -> None:
-    q, k, v = heads(4, 2)
-    dropped = causal_attention(q, k, v, dropout=0.5)
-    assert "Blocked" not in dropped.grad_fn.name()
-    assert not torch.equal(dropped, causal_attention(q, k, v, dropout=0.5))
+def test_dropped_weights_give_the_gradients_of_the_plain_form(shape, starts, monkeypatch) -> None:
+    masks: list[Tensor] = []
+
+    def recorded(size: torch.Size, p: float) -> Tensor:
+        masks.append(kept(size, p))
+        return masks[-1]
+
+    monkeypatch.setattr(attention, "kept", recorded)
+    q, k, v = heads(*shape)
+    got = causal_attention(q, k, v, starts=starts, dropout=0.3)
+    whole = torch.zeros(3, shape[0], 13, 13, dtype=q.dtype)
+    for start, mask in zip((0, 5, 10), masks, strict=True):  # (B*K, n*N/K, S) of n queries
+        stop = min(start + 5, 13)
+        rows = mask.unflatten(1, (stop - start, -1)).transpose(1, 2).unflatten(0, (3, -1))
+        whole[:, :, start:stop, stop - mask.shape[2] : stop] = rows.flatten(1, 2)
+    want = plain(q, k, v, starts, whole / 0.7)
+    torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-12)
+    seed = torch.randn(got.shape, generator=torch.Generator().manual_seed(0), dtype=got.dtype)
+    pairs = zip(
+        torch.autograd.grad(got, (q, k, v), seed),
+        torch.autograd.grad(want, (q, k, v), seed),
+        strict=True,
+    )
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_weights_are_dropped_without_a_bias(device: str) -> None:
+    q, k, v = (tensor.detach().float().to(device).requires_grad_() for tensor in heads(4, 2))
     torch.manual_seed(0)
+    first, second = (causal_attention(q, k, v, dropout=0.5) for _ in range(2))
+    assert not torch.equal(first, second)
     mean = torch.stack([causal_attention(q, k, v, dropout=0.5) for _ in range(2000)]).mean(0)
     torch.testing.assert_close(mean, plain(q, k, v, None), atol=0.2, rtol=0)
 

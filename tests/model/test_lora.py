@@ -21,6 +21,7 @@ from sparrowlm.model.count import (
     lora_parameters,
     training_memory,
 )
+from sparrowlm.model.dropout import dropout
 from sparrowlm.model.lora import (
     LoraLinear,
     adapt,
@@ -166,7 +167,7 @@ def test_dropout_is_on_what_goes_into_the_change_alone():
     model = stir(adapted(lora=replace(LORA, dropout=0.5)))
     layer, x = model.blocks[0].attention.v, torch.randn(5, 32)
     torch.manual_seed(3)
-    dropped = torch.nn.functional.dropout(x, 0.5)
+    dropped = dropout(x, 0.5, training=True)
     torch.manual_seed(3)
     want = layer.weight @ x.T + 2.0 * layer.lora_b @ layer.lora_a @ dropped.T
     torch.testing.assert_close(layer(x), want.T)

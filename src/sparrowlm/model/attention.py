@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sparrowlm.model.dropout import kept
+
 # Milliseconds forward and backward, two cores, PyTorch 2.15:
 #   rows x heads (key-value heads) x positions x width    fused kernel    blocks of 64    of 128
 #   float32, 2.5 GHz AVX-512 Xeon without bf16
@@ -58,9 +60,9 @@ def causal_attention(
         (B, T, N, H)
     """
     trains = torch.is_grad_enabled() and q.requires_grad
-    size = block_size(q.device.type, q.shape[1], q.dtype.itemsize)
-    if trains and not dropout and size:
-        return _Blocked.apply(q, k, v, starts, size)
+    size = block_size(q.device.type, q.shape[1], q.dtype.itemsize, dropout)
+    if trains and size:
+        return _Blocked.apply(q, k, v, starts, size, dropout)
     mask = None
     if starts is not None:
         mask = ~_unseen(starts, 0, q.shape[1], 0)[:, None]  # (B, 1, T, T)
@@ -88,16 +90,17 @@ def cached_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
     return _fused(q, keys, values, mask, mask is None, 0.0)
 
 
-def block_size(device: str, length: int, itemsize: int) -> int:
+def block_size(device: str, length: int, itemsize: int, dropout: float = 0.0) -> int:
     """Queries of a block where blocks beat the fused kernel in training, else 0.
 
     Args:
         device: its type.
         length: T of the rows.
         itemsize: bytes of a number in the products.
+        dropout: of the attention weights. A CPU has no fused kernel with it: blocks always win.
     """
     size, lengths = BLOCKED[itemsize]
-    return size if device == "cpu" and length in lengths else 0
+    return size if device == "cpu" and (dropout or length in lengths) else 0
 
 
 def _fused(
@@ -129,20 +132,23 @@ class _Blocked(torch.autograd.Function):
 
     @staticmethod
     def forward(  # (B, T, N, H), (B, T, K, H) twice, (B, T)
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, size: int
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, size: int, dropout: float
     ) -> Tensor:
         rows, length, heads, width = q.shape
         share = heads // k.shape[2]
         q, k, v = _fold(q, share) * width**-0.5, _fold(k), _fold(v)
-        mixed, weights = torch.empty_like(q), []
+        mixed, weights, masks = torch.empty_like(q), [], []
         blocks = list(_blocks(length, share, starts, size))
         for block in blocks:
             scores = torch.bmm(q[:, block.queries], k[:, block.keys].transpose(1, 2))
             block.hide(scores, share)  # (B*K, n*N/K, S)
             weights.append(torch.softmax(scores, -1))
-            mixed[:, block.queries] = torch.bmm(weights[-1], v[:, block.keys])
-        ctx.save_for_backward(q, k, v, *weights)
-        ctx.rows, ctx.blocks = rows, blocks
+            masks.append(kept(scores.shape, dropout) if dropout else None)
+            mixed[:, block.queries] = torch.bmm(_masked(weights[-1], masks[-1]), v[:, block.keys])
+        ctx.save_for_backward(q, k, v, *weights, *masks)
+        ctx.rows, ctx.blocks, ctx.dropout = rows, blocks, dropout
+        if dropout:
+            mixed.div_(1 - dropout)  # the sums, which are fewer than the weights that were kept
         return _unfold(mixed, rows, length)
 
     @staticmethod
@@ -150,19 +156,26 @@ class _Blocked(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
-        q, k, v, *weights = ctx.saved_tensors
+        q, k, v, *kept_back = ctx.saved_tensors
+        weights, masks = kept_back[: len(ctx.blocks)], kept_back[len(ctx.blocks) :]
         length, scale = k.shape[1], k.shape[2] ** -0.5
         grad = _fold(grads[0], q.shape[1] // length)
+        if ctx.dropout:
+            grad = grad / (1 - ctx.dropout)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for block, weight in zip(ctx.blocks, weights, strict=True):
+        for block, weight, mask in zip(ctx.blocks, weights, masks, strict=True):
             x, g = q[:, block.queries], grad[:, block.queries]
-            slope = torch.bmm(g, v[:, block.keys].transpose(1, 2))
+            slope = _masked(torch.bmm(g, v[:, block.keys].transpose(1, 2)), mask)
             slope = torch.ops.aten._softmax_backward_data(slope, weight, -1, weight.dtype)
             dq[:, block.queries] = torch.bmm(slope, k[:, block.keys])
             dk[:, block.keys] += torch.bmm(slope.transpose(1, 2), x)
-            dv[:, block.keys] += torch.bmm(weight.transpose(1, 2), g)
+            dv[:, block.keys] += torch.bmm(_masked(weight, mask).transpose(1, 2), g)
         dq.mul_(scale)  # q was scaled on its way in, and k's gradient has that from it
-        return *(_unfold(each, ctx.rows, length) for each in (dq, dk, dv)), None, None
+        return *(_unfold(each, ctx.rows, length) for each in (dq, dk, dv)), None, None, None
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask
 
 
 class _Block(NamedTuple):

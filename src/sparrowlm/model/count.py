@@ -201,8 +201,9 @@ def layer_activations(
     if config.n_experts:
         # A token's copies on their way in and back; the odds, and what the balance keeps.
         mlp = config.experts_per_token * (mlp + 2 * width) + 4 * config.n_experts
-    if config.dropout:
-        return norms + attention + mlp + 2 * width + 3 * config.n_heads * seq_len
-    if size := block_size(device, seq_len, itemsize):
-        attention += config.n_heads * (seq_len + size) // 2  # the weights up to the diagonal
-    return norms + attention + mlp
+    masks = 2 * width if config.dropout else 0
+    if size := block_size(device, seq_len, itemsize, config.dropout):
+        weights = config.n_heads * (seq_len + size) // 2  # up to the diagonal
+        attention += weights
+        masks += weights if config.dropout else 0
+    return norms + attention + mlp + masks // itemsize  # of a mask, a byte each

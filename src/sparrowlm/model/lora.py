@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sparrowlm.config import LoraConfig, lora_targets
 from sparrowlm.errors import RunError
+from sparrowlm.model.dropout import dropout
 from sparrowlm.model.transformer import Transformer
 
 ADAPTERS = (".lora_a", ".lora_b")
@@ -64,7 +65,7 @@ class LoraLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         plain = F.linear(input, self.weight, self.bias)
-        dropped = F.dropout(input, self.dropout, self.training)
+        dropped = dropout(input, self.dropout, self.training)
         small = F.linear(dropped, self.lora_a) * self.scale  # (..., r)
         return plain + F.linear(small, self.lora_b)
 

@@ -26,6 +26,7 @@ from sparrowlm.config import ModelConfig
 from sparrowlm.errors import UserError
 from sparrowlm.model.attention import cached_attention, causal_attention
 from sparrowlm.model.cache import KVCache, Window
+from sparrowlm.model.dropout import dropout
 from sparrowlm.model.head import product_dtype
 from sparrowlm.model.mlp import Mlp
 from sparrowlm.model.moe import Experts, Routing, mean_routing
@@ -121,7 +122,7 @@ class Transformer(nn.Module):
         x = self.embed(tokens)  # (B, T, D)
         if self.config.positions == "learned":
             x = x + self.positions(positions.clamp(max=self.config.max_seq_len - 1))
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = dropout(x, self.config.dropout, self.training)
         routings: list[Routing] = []
         for block in self.blocks:
             if self.activation_checkpointing and self.training and torch.is_grad_enabled():
@@ -220,7 +221,7 @@ class Block(nn.Module):
         return x + self._drop(mixed), routing
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)
 
 
 class Attention(nn.Module):
@@ -255,8 +256,8 @@ class Attention(nn.Module):
             keys, values = place.cache.append(self.layer, k, v, place.window)
             mixed = cached_attention(q, keys, values, place.window.mask)
         else:
-            dropout = self.dropout if self.training else 0.0
-            mixed = causal_attention(q, k, v, starts=place.starts, dropout=dropout)
+            dropped = self.dropout if self.training else 0.0
+            mixed = causal_attention(q, k, v, starts=place.starts, dropout=dropped)
         return self.o(mixed.flatten(-2))  # (B, T, N, H) to (B, T, D)
 
 
