@@ -4,10 +4,11 @@
         --folder tokenizers/minimind-3
 
 Each recipe is run by `sparrow train` as a whole command, with its own model, optimizer, row length
-and micro-batch (all rows where it names none), on the text that is given, with steps of one
-micro-batch: a micro-step costs what it costs in the recipe, and the optimizer's step, which the
-recipe shares among several, makes the speed a lower bound. A tokenizer from another folder may be
-smaller than the recipe's; the table of the model stays as large as the recipe says.
+and micro-batch, on the text that is given, with steps of one micro-batch: a micro-step costs what
+it costs in the recipe, and the optimizer's step, which the recipe shares among several, makes the
+speed a lower bound. Where a recipe names no micro-batch, a step has all its rows, in micro-batches
+of the plan's choice. A tokenizer from another folder may be smaller than the recipe's; the table of
+the model stays as large as the recipe says.
 
 - tokens a second: the median over the steps after the first two;
 - peak: of the process in main memory, its libraries included, beside what `sparrow plan` says

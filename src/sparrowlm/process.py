@@ -1,4 +1,4 @@
-"""What a process settles before PyTorch: its threads, its memory, what its children import.
+"""What a process settles before PyTorch is loaded: how threads wait and how memory is kept.
 
 Called by the command line and by benchmarks: a library does not change its host's process.
 """
@@ -13,18 +13,14 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
 def settle() -> None:
-    """Threads sleep where they wait, freed memory is used again, and children import no strays.
+    """Threads sleep where they wait, and freed memory is used again.
 
     OpenMP's threads otherwise spin at the end of every operation. On a machine that does anything
     else, they spin against the thread they wait for: one busy program beside a small model on
     two cores makes its steps six times slower and more, and only twice with sleeping threads; alone
     there is no difference (docs/performance.md). A variable that the user has set stays.
-
-    The processes that `multiprocessing` starts look for modules in the working directory first, and
-    would run the `signal.py` of whoever has one there; with PYTHONSAFEPATH they do not.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("PYTHONSAFEPATH", "1")
     keep_memory()
 
 

@@ -105,6 +105,7 @@ def test_blocks_survive_scores_far_apart() -> None:
 @pytest.mark.usefixtures("small_blocks")
 def test_dropped_weights_give_the_gradients_of_the_plain_form(shape, starts, monkeypatch) -> None:
     masks: list[Tensor] = []
+    p = round(0.3 * 2**16) / 2**16
 
     def recorded(size: torch.Size, p: float) -> Tensor:
         masks.append(kept(size, p))
@@ -113,12 +114,12 @@ def test_dropped_weights_give_the_gradients_of_the_plain_form(shape, starts, mon
     monkeypatch.setattr(attention, "kept", recorded)
     q, k, v = heads(*shape)
     got = causal_attention(q, k, v, starts=starts, dropout=0.3)
-    whole = torch.zeros(3, shape[0], 13, 13, dtype=q.dtype)
+    factors = torch.zeros(3, shape[0], 13, 13, dtype=q.dtype)
     for start, mask in zip((0, 5, 10), masks, strict=True):  # (B*K, n*N/K, S) of n queries
         stop = min(start + 5, 13)
         rows = mask.unflatten(1, (stop - start, -1)).transpose(1, 2).unflatten(0, (3, -1))
-        whole[:, :, start:stop, stop - mask.shape[2] : stop] = rows.flatten(1, 2)
-    want = plain(q, k, v, starts, whole / 0.7)
+        factors[:, :, start:stop, stop - mask.shape[2] : stop] = rows.flatten(1, 2)
+    want = plain(q, k, v, starts, factors / (1 - p))
     torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-12)
     seed = torch.randn(got.shape, generator=torch.Generator().manual_seed(0), dtype=got.dtype)
     pairs = zip(

@@ -15,6 +15,7 @@ from sparrowlm.batch import Batch
 from sparrowlm.config import ModelConfig, resolve_model
 from sparrowlm.errors import UserError
 from sparrowlm.model.cache import KVCache
+from sparrowlm.model.dropout import dropout
 from sparrowlm.model.transformer import Transformer, document_starts
 from sparrowlm.objectives.next_token import NextToken
 
@@ -266,3 +267,22 @@ def test_compiles_without_a_graph_break(config, length: int) -> None:
     pairs = zip(torch.autograd.grad(got, list(model.parameters())), slopes, strict=True)
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_dropout_compiles_without_a_graph_break() -> None:
+    model = make(replace(SMALL, n_layers=1, dropout=0.2), torch.float32).train()
+    tokens = draw(2, model.config.max_seq_len)
+    compiled = torch.compile(lambda: model(tokens).hidden, fullgraph=True, dynamic=False)
+    (slope,) = torch.autograd.grad(compiled().square().mean(), [model.embed.weight])
+    assert slope.isfinite().all()
+    assert slope.abs().max() > 0
+    assert not torch.equal(compiled(), compiled())
+    dropped = torch.compile(lambda x: dropout(x, 0.2, training=True), fullgraph=True)
+    x = torch.rand(300, 400).add_(1).requires_grad_()
+    out = dropped(x)
+    mask = out != 0
+    assert mask.double().mean().item() == pytest.approx(0.8, abs=0.006)
+    torch.testing.assert_close(out[mask], x[mask] / 0.8, atol=0, rtol=1e-4)
+    (slope,) = torch.autograd.grad(out.sum(), x)
+    torch.testing.assert_close(slope, mask * 1.25, atol=0, rtol=1e-4)

@@ -7,6 +7,7 @@ import math
 import os
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,20 @@ class Visit:
     def answers(self) -> Any:
         return self.page.locator(".turn.assistant")
 
+    def hold(self, url: str) -> Callable[[], Any]:
+        """Keep requests to a URL waiting. Returns what gives the next of them."""
+        held: list[Any] = []
+        self.page.route(url, lambda route: held.append(route))
+
+        def following() -> Any:
+            deadline = time.monotonic() + 20
+            while not held:
+                assert time.monotonic() < deadline
+                self.page.wait_for_timeout(20)
+            return held.pop(0)
+
+        return following
+
     def settle(self) -> None:
         """Wait for the end of an answer."""
         self.page.locator("#stop").wait_for(state="hidden")
@@ -189,27 +204,24 @@ def test_what_is_sent_before_the_model_is_known_is_sent_when_it_is(visit: Open, 
 
     scene.say("Here.<|im_end|>", [user("early")])
     here = visit(scene.running.url)
-    held: list[Any] = []
-    here.page.route("**/v1/models", lambda route: held.append(route))
+    held = here.hold("**/v1/models")
 
     def early() -> None:
-        held.clear()
         here.page.reload()
         here.ask("early")
-        here.page.wait_for_timeout(100)
         assert here.page.input_value("#ask") == "early"
         assert not here.answers.count()
 
     early()
-    held.pop().continue_()
+    held().continue_()
     expect(here.answers.locator(".text")).to_have_text("Here.")
+    here.settle()
     assert here.page.input_value("#ask") == ""
     # Who writes on has changed their mind.
     early()
     here.page.fill("#ask", "later")
-    held.pop().continue_()
+    held().continue_()
     expect(here.page.locator(".facts")).to_be_visible()
-    here.page.wait_for_timeout(100)
     assert here.page.input_value("#ask") == "later"
     assert not here.answers.count()
 
@@ -221,21 +233,18 @@ def test_enter_before_the_model_is_known_is_no_wish_of_a_base_model(
 
     with serving.running([serving.served("base", chat=False)]) as site:
         here = visit(site.url)
-        page, held = here.page, list[Any]()
-        page.route("**/v1/models", lambda route: held.append(route))
+        page, held = here.page, here.hold("**/v1/models")
         given = page.locator(".given")
 
         def press(key: str) -> None:
             page.reload()
             page.fill("#ask", "麻雀")
             page.press("#ask", key)
-            page.wait_for_timeout(100)
-            held.pop().continue_()
+            held().continue_()
 
         press("Enter")
         expect(page.locator(".welcome")).to_be_visible()
-        page.wait_for_timeout(100)
-        assert page.input_value("#ask") == "麻雀"
+        assert page.input_value("#ask") == "麻雀\n", "Enter is a line of the text"
         assert not given.count()
         press("Control+Enter")
         expect(given).to_have_text("麻雀")

@@ -66,7 +66,7 @@ def inspect(
             "holds tokens of a dataset", where=str(path), fix=f"name its folder: {path.parent}"
         )
     ready = None
-    if is_dataset(path) and not chat:
+    if is_dataset(path):
         ready = open_dataset(path, token_dtype=token_dtype, tokenizer=chosen)
     if split == "val" and (ready is None or ready.val is None):
         raise DataError("has no held-out split", where=str(path), fix="--split train")

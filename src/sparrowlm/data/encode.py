@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -114,24 +115,39 @@ def encode_all(
     if workers == 1 and folder is None:
         yield from map(encoder, loads)
         return
-    pool, work = _pool(encoder, workers, folder)
-    waiting: deque[Future[Encoded]] = deque()
-    try:
-        for load in loads:
-            waiting.append(pool.submit(work, load))
-            if len(waiting) > workers * AHEAD:
+    with _no_strays():
+        pool, work = _pool(encoder, workers, folder)
+        waiting: deque[Future[Encoded]] = deque()
+        try:
+            for load in loads:
+                waiting.append(pool.submit(work, load))
+                if len(waiting) > workers * AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as fault:
-        raise EnvironmentFault(
-            "a worker process was killed",
-            where="sparrow data prepare",
-            why="most often the memory was full",
-            fix="run it again with fewer --workers",
-        ) from fault
+        except BrokenProcessPool as fault:
+            raise EnvironmentFault(
+                "a worker process was killed",
+                where="sparrow data prepare",
+                why="most often the memory was full",
+                fix="run it again with fewer --workers",
+            ) from fault
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _no_strays() -> Iterator[None]:
+    """Processes that start meanwhile import nothing from the working directory. `multiprocessing`
+    has them look there first, and who has a `signal.py` there would see it run by every worker."""
+    ours = "PYTHONSAFEPATH" not in os.environ
+    if ours:
+        os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
     finally:
-        pool.shutdown(cancel_futures=True)
+        if ours:
+            os.environ.pop("PYTHONSAFEPATH", None)
 
 
 def _pool(

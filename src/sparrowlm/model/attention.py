@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sparrowlm.model.dropout import kept
+from sparrowlm.model.dropout import kept, whole
 
 # Milliseconds forward and backward, two cores, PyTorch 2.15:
 #   rows x heads (key-value heads) x positions x width    fused kernel    blocks of 64    of 128
@@ -62,7 +62,7 @@ def causal_attention(
     trains = torch.is_grad_enabled() and q.requires_grad
     size = block_size(q.device.type, q.shape[1], q.dtype.itemsize, dropout)
     if trains and size:
-        return _Blocked.apply(q, k, v, starts, size, dropout)
+        return _Blocked.apply(q, k, v, starts, size, whole(dropout))
     mask = None
     if starts is not None:
         mask = ~_unseen(starts, 0, q.shape[1], 0)[:, None]  # (B, 1, T, T)
@@ -156,8 +156,8 @@ class _Blocked(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
-        q, k, v, *kept_back = ctx.saved_tensors
-        weights, masks = kept_back[: len(ctx.blocks)], kept_back[len(ctx.blocks) :]
+        q, k, v, *saved = ctx.saved_tensors
+        weights, masks = saved[: len(ctx.blocks)], saved[len(ctx.blocks) :]
         length, scale = k.shape[1], k.shape[2] ** -0.5
         grad = _fold(grads[0], q.shape[1] // length)
         if ctx.dropout:

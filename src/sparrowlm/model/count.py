@@ -203,7 +203,9 @@ def layer_activations(
         mlp = config.experts_per_token * (mlp + 2 * width) + 4 * config.n_experts
     masks = 2 * width if config.dropout else 0
     if size := block_size(device, seq_len, itemsize, config.dropout):
-        weights = config.n_heads * (seq_len + size) // 2  # up to the diagonal
+        weights = config.n_heads * (seq_len + min(size, seq_len)) // 2  # up to the diagonal
         attention += weights
         masks += weights if config.dropout else 0
+    elif config.dropout and device not in ("cpu", "cuda"):  # no fused kernel knows dropout there
+        attention += 3 * config.n_heads * seq_len
     return norms + attention + mlp + masks // itemsize  # of a mask, a byte each

@@ -330,8 +330,13 @@ async function start() {
   render();
   if (page.trouble?.kind === "key" && (await askKey())) return start();
   focusAsk();
-  if (page.model && early && asks(early)) send(at("ask").value);
+  const enter = early;
   early = null;
+  if (!page.model || !enter) return;
+  if (asks(enter)) return send(at("ask").value);
+  const { selectionStart, selectionEnd } = at("ask"); // a line of a base model's text
+  at("ask").setRangeText("\n", selectionStart, selectionEnd, "end");
+  fit(at("ask"));
 }
 
 // What is listened to
