@@ -1,6 +1,7 @@
 """What a process settles before PyTorch is loaded: how threads wait and how memory is kept.
 
-Called by the command line and by benchmarks: a library does not change its host's process.
+Called by the command line and by benchmarks: a library does not change its host's process. And what
+the processes that it starts may import.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
@@ -38,3 +41,17 @@ def keep_memory() -> None:
             mallopt(_M_MMAP_MAX, 0)  # no block has a mapping of its own, which would end with it
             mallopt(_M_TRIM_THRESHOLD, -1)  # the heap's end is never given back either
             mallopt(_M_TOP_PAD, 64 << 20)
+
+
+@contextmanager
+def no_strays() -> Iterator[None]:
+    """Processes that start meanwhile import nothing from the working directory. `multiprocessing`
+    has them look there first, and who has a `signal.py` there would see it run by every worker."""
+    ours = "PYTHONSAFEPATH" not in os.environ
+    if ours:
+        os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if ours:
+            os.environ.pop("PYTHONSAFEPATH", None)

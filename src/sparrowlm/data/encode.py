@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +24,7 @@ import numpy as np
 from sparrowlm.data.likeness import same_text
 from sparrowlm.data.split import ENDS, PIECE, decided
 from sparrowlm.errors import EnvironmentFault, TokenizerError
+from sparrowlm.process import no_strays
 
 if TYPE_CHECKING:
     from sparrowlm.text.tokenizer import Tokenizer
@@ -115,7 +115,7 @@ def encode_all(
     if workers == 1 and folder is None:
         yield from map(encoder, loads)
         return
-    with _no_strays():
+    with no_strays():
         pool, work = _pool(encoder, workers, folder)
         waiting: deque[Future[Encoded]] = deque()
         try:
@@ -134,20 +134,6 @@ def encode_all(
             ) from fault
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _no_strays() -> Iterator[None]:
-    """Processes that start meanwhile import nothing from the working directory. `multiprocessing`
-    has them look there first, and who has a `signal.py` there would see it run by every worker."""
-    ours = "PYTHONSAFEPATH" not in os.environ
-    if ours:
-        os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        if ours:
-            os.environ.pop("PYTHONSAFEPATH", None)
 
 
 def _pool(
