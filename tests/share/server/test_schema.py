@@ -53,3 +53,21 @@ def test_no_request_is_a_fault_of_the_server(small: Running, path: str, method: 
     ask()
     assert 200 in seen or 400 in seen or 404 in seen
     assert small.server.service.under_way == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/chat/completions", {"model": "tiny", "messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/completions", {"model": "base", "prompt": "a"}),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_and_events_are_as_the_schema_says(
+    small: Running, path: str, asked: dict[str, Any], stream: bool
+) -> None:
+    operation = schemathesis.openapi.from_url(f"{small.url}/openapi.json")[path]["POST"]
+    case = operation.Case(body=asked | {"stream": stream, "max_tokens": 3})
+    answer = case.call_and_validate(timeout=60)
+    assert answer.status_code == 200
+    assert ("text/event-stream" in answer.headers["content-type"][0]) is stream

@@ -42,8 +42,9 @@ router = APIRouter(
         "5XX": {"model": FaultBody, "description": "The server cannot answer now."},
     }
 )
+EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    200: {"content": {"text/event-stream": {"itemSchema": EVENT}}}
 }
 LEFT = 499
 """What nginx writes of a client that has left; nobody reads it."""
